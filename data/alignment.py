@@ -1,0 +1,263 @@
+"""Face alignment: templates, similarity transforms, cutting a face out of a photo and pasting it back.
+
+Needs numpy and OpenCV only.
+
+All points are OpenCV pixels (x, y): y down, a pixel's centre at whole numbers, so an image of width S spans
+[-0.5, S - 0.5]. Showing an image of size A at size B therefore moves a point by x -> (x + 0.5) * B / A - 0.5,
+here and everywhere in the project. Matrices are 2x3 and map points of the photo to points of the crop, unless
+named inverse. Photos are uint8 HxWx3; the colour order does not matter here.
+"""
+
+import math
+
+import cv2
+import numpy as np
+
+TEMPLATE_SIZE = 512
+
+# Five points at 512 px: image-left eye, image-right eye, nose tip, image-left and image-right mouth corner.
+TEMPLATES = {
+    # facexlib's mean of FFHQ faces found by RetinaFace
+    "ffhq": ((192.98, 239.95), (318.90, 240.19), (256.63, 314.02), (201.26, 371.41), (313.09, 371.15)),
+    # GPEN's, which the authors' released SGPN weights were trained with
+    "gpen": ((202.04, 242.88), (309.43, 242.29), (256.08, 303.96), (211.96, 366.83), (300.89, 366.34)),
+}
+
+BORDERS = {"reflect": cv2.BORDER_REFLECT, "constant": cv2.BORDER_CONSTANT, "replicate": cv2.BORDER_REPLICATE}
+
+# When a warp shrinks, the source is first area-averaged to this many pixels per target pixel, then sampled
+# bilinearly: fewer would blur by sampling twice, more would alias. A choice of ours.
+OVERSAMPLING = 1.25
+
+# The released paste-back mask at 512 px: ones inset by 26 px, blurred twice with a Gaussian of sigma 4.
+FEATHER_INSET = 26 / 512
+FEATHER_SIGMA = 4 * math.sqrt(2) / 512
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Points and transforms
+
+
+def scale_points(points: np.ndarray, old_size: float, new_size: float) -> np.ndarray:
+    """Points (..., 2) of an image of ``old_size`` pixels, where they lie when it is resized to ``new_size``."""
+    return (np.asarray(points, np.float64) + 0.5) * (new_size / old_size) - 0.5
+
+
+def template_points(name: str, size: int = TEMPLATE_SIZE) -> np.ndarray:
+    """The (5, 2) float64 points of template ``name`` on a crop of ``size`` pixels. Raises ValueError if unknown."""
+    if name not in TEMPLATES:
+        raise ValueError(f"alignment: unknown template {name!r} (known: {', '.join(TEMPLATES)})")
+    return scale_points(TEMPLATES[name], TEMPLATE_SIZE, size)
+
+
+def similarity_transform(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The 2x3 rotation, uniform scale and shift that best takes ``source`` (K, 2) to ``target`` (K, 2).
+
+    In the plane a similarity is q = z*p + t over the complex numbers, so the least-squares z is a one-line
+    regression of the centred points, z = sum(conj(p) q) / sum(|p|^2): the planar case of Umeyama (1991),
+    reflections excluded. Raises ValueError if the points are not finite, do not match in number, or determine
+    no transform.
+    """
+    source, target = np.asarray(source, np.float64), np.asarray(target, np.float64)
+    if source.shape != target.shape or source.ndim != 2 or source.shape[1] != 2 or len(source) < 2:
+        raise ValueError(f"similarity_transform: expected two (K>=2, 2) arrays, got {source.shape} and {target.shape}")
+    if not (np.isfinite(source).all() and np.isfinite(target).all()):
+        raise ValueError("similarity_transform: the points must be finite")
+    p, q = source @ (1, 1j), target @ (1, 1j)
+    centred_p, centred_q = p - p.mean(), q - q.mean()
+    spread = np.sum(np.abs(centred_p) ** 2)
+    z = np.sum(centred_p.conj() * centred_q) / spread if spread > 0 else 0
+    if abs(z) < 1e-12:
+        raise ValueError("similarity_transform: the points coincide or cancel out, so they determine no transform")
+    t = q.mean() - z * p.mean()
+    return np.array([[z.real, -z.imag, t.real], [z.imag, z.real, t.imag]])
+
+
+def similarity_scale(matrix: np.ndarray) -> float:
+    """By how much a 2x3 similarity magnifies."""
+    return math.hypot(matrix[0][0], matrix[1][0])
+
+
+def invert_similarity(matrix: np.ndarray) -> np.ndarray:
+    """The 2x3 inverse of a 2x3 similarity (or any invertible affine map)."""
+    linear = np.linalg.inv(np.asarray(matrix, np.float64)[:, :2])
+    return np.hstack([linear, -linear @ np.asarray(matrix, np.float64)[:, 2:]])
+
+
+def transform_points(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Points (..., 2) moved by a 2x3 matrix; float64."""
+    matrix = np.asarray(matrix, np.float64)
+    return np.asarray(points, np.float64) @ matrix[:, :2].T + matrix[:, 2]
+
+
+def rescale_matrix(matrix: np.ndarray, crop_size: float, new_size: float) -> np.ndarray:
+    """A photo -> crop matrix for the same crop shown at ``new_size`` instead of ``crop_size`` pixels."""
+    factor = new_size / crop_size
+    return np.asarray(matrix, np.float64) * factor + [[0, 0, 0.5 * factor - 0.5]]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Cutting out
+
+
+def align_face(
+    photo: np.ndarray,
+    points5: np.ndarray,
+    size: int = TEMPLATE_SIZE,
+    template: str = "ffhq",
+    border: str = "reflect",
+    border_value: float = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts the face at ``points5`` (5, 2) out of ``photo`` so that it lies on ``template``.
+
+    Returns the crop (size, size, 3) uint8 and the 2x3 matrix photo -> crop. Faces larger than the crop are
+    area-averaged first (no aliasing); smaller ones are enlarged bilinearly, as the training data is. What
+    lies outside the photo is its mirror image (``border`` "reflect"), its edge ("replicate") or
+    ``border_value`` ("constant"). Raises ValueError for a photo that is not uint8 HxWx3, bad points, an
+    unknown template or border, or a face whose crop lies outside the photo.
+    """
+    _check_photo(photo, "align_face")
+    matrix = similarity_transform(points5, template_points(template, size))
+    return warp(photo, matrix, (size, size), border, border_value=border_value), matrix
+
+
+def warp(
+    image: np.ndarray,
+    matrix: np.ndarray,
+    size: tuple[int, int],
+    border: str = "reflect",
+    interpolation: int = cv2.INTER_LINEAR,
+    border_value: float = 0,
+) -> np.ndarray:
+    """``image`` moved by the 2x3 similarity ``matrix`` onto a canvas of ``size`` (width, height), antialiased.
+
+    Reads only the part of ``image`` that lands on the canvas, so it costs in proportion to that part and to
+    the canvas. ``interpolation`` is OpenCV's flag. Raises ValueError if nothing lands on the canvas.
+    """
+    if border not in BORDERS:
+        raise ValueError(f"alignment: unknown border {border!r} (known: {', '.join(BORDERS)})")
+    left, top, right, bottom = source_region(image.shape, matrix, size)
+    if left >= right or top >= bottom:
+        raise ValueError(f"alignment: the area to cut out lies outside the image of shape {image.shape}")
+    region = image[top:bottom, left:right]
+    to_canvas = np.asarray(matrix, np.float64) @ _affine(1, 1, left, top)
+    scale = similarity_scale(matrix)
+    if scale * OVERSAMPLING < 1:
+        region, to_full = _shrink(region, scale * OVERSAMPLING)
+        to_canvas = to_canvas @ to_full
+    value = (border_value,) * 4
+    return cv2.warpAffine(
+        region, to_canvas[:2], size, flags=interpolation, borderMode=BORDERS[border], borderValue=value
+    )
+
+
+def _shrink(image, factor):
+    """``image`` area-averaged by ``factor`` < 1, and the 3x3 map from the small image's points to the large one's."""
+    height, width = image.shape[:2]
+    small = max(1, round(width * factor)), max(1, round(height * factor))
+    across, down = width / small[0], height / small[1]
+    to_full = _affine(across, down, 0.5 * across - 0.5, 0.5 * down - 0.5)
+    return cv2.resize(image, small, interpolation=cv2.INTER_AREA), to_full
+
+
+def _affine(scale_x, scale_y, shift_x, shift_y):
+    return np.array([[scale_x, 0, shift_x], [0, scale_y, shift_y], [0, 0, 1]], np.float64)
+
+
+def _corners(width, height):
+    return np.array([[-0.5, -0.5], [width - 0.5, -0.5], [width - 0.5, height - 0.5], [-0.5, height - 0.5]])
+
+
+def source_region(shape: tuple, matrix: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The box (left, top, right, bottom) of an image of ``shape`` that a warp by ``matrix`` onto a canvas of
+    ``size`` (width, height) may read; empty (left >= right or top >= bottom) if none of the image lands
+    there."""
+    footprint = transform_points(_corners(*size), invert_similarity(matrix))
+    margin = 3 + math.ceil(2 / similarity_scale(matrix))  # the interpolation's and area filter's reach
+    low, high = footprint.min(axis=0) - margin, footprint.max(axis=0) + margin
+    left, right = _source_span(low[0], high[0], shape[1])
+    top, bottom = _source_span(low[1], high[1], shape[0])
+    return left, top, right, bottom
+
+
+def _source_span(low, high, length):
+    low, high = math.floor(low), math.ceil(high)
+    if high <= 0 or low >= length:
+        return 0, 0
+    # What is mirrored at one edge must itself be inside the region, however far the face sticks out.
+    reach_high, reach_low = max(high, -low), min(low, 2 * length - high)
+    return max(0, reach_low), min(length, reach_high)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Pasting back
+
+
+def feather_mask(size: int, inset: float = FEATHER_INSET, sigma: float = FEATHER_SIGMA) -> np.ndarray:
+    """A (size, size) float32 mask: 1 inside, falling smoothly to 0 at the border; ``inset`` and ``sigma`` are
+    parts of the size. A square convolved with a Gaussian, in closed form (error functions); the defaults are
+    the release's mask.
+    """
+    centres = (np.arange(size) + 0.5) / size
+    steps = [(distance / (sigma * math.sqrt(2))) for distance in (centres - inset, 1 - inset - centres)]
+    rise, fall = (0.5 + 0.5 * np.array([math.erf(value) for value in step]) for step in steps)
+    profile = np.clip(rise + fall - 1, 0, 1)
+    return np.outer(profile, profile).astype(np.float32)
+
+
+def paste_face(
+    photo: np.ndarray,
+    face: np.ndarray,
+    matrix: np.ndarray,
+    crop_size: int | None = None,
+    mask: np.ndarray | None = None,
+    in_place: bool = False,
+) -> np.ndarray:
+    """Puts ``face`` (F, F, 3) uint8 back where ``align_face`` took it from.
+
+    ``matrix`` maps the photo to a crop of ``crop_size`` pixels (default F), so a face restored at another
+    size than it was cut at fits too. ``mask`` (F, F) float in 0..1 weighs the face (default
+    ``feather_mask(F)``). Where the face is magnified it is interpolated bicubically (bilinear would soften
+    the restoration); where it shrinks, area-averaged. Only the face's bounding box is read and written: every
+    other byte of the photo is unchanged. Returns a copy, or ``photo`` itself when ``in_place``. A face wholly
+    outside the photo changes nothing. Raises ValueError for bad shapes.
+    """
+    _check_photo(photo, "paste_face: photo")
+    _check_photo(face, "paste_face: face")
+    size = face.shape[0]
+    mask = feather_mask(size) if mask is None else np.asarray(mask, np.float32)
+    if face.shape[:2] != (size, size) or mask.shape != (size, size):
+        raise ValueError(f"paste_face: face and mask must be square and equal, got {face.shape} and {mask.shape}")
+    result = photo if in_place else photo.copy()
+    to_photo = invert_similarity(rescale_matrix(matrix, crop_size or size, size))
+    box = _target_box(photo.shape, size, to_photo)
+    if box is not None:
+        _blend(result, face, mask, to_photo, box)
+    return result
+
+
+def _target_box(shape, size, to_photo):
+    corners = transform_points(_corners(size, size), to_photo)
+    left, top = np.maximum(np.floor(corners.min(axis=0)), 0).astype(int)
+    right, bottom = np.minimum(np.ceil(corners.max(axis=0)) + 1, (shape[1], shape[0])).astype(int)
+    return (left, top, right, bottom) if left < right and top < bottom else None
+
+
+def _blend(photo, face, mask, to_photo, box):
+    left, top, right, bottom = box
+    canvas = (int(right - left), int(bottom - top))
+    to_box = to_photo - [[0, 0, left], [0, 0, top]]
+    source = source_region(face.shape, to_box, canvas)
+    if source[0] >= source[2] or source[1] >= source[3]:
+        return  # the corner of the box that the photo shows is not covered by the tilted face
+    weight = warp(mask, to_box, canvas, "constant")[..., None]
+    moved = warp(face, to_box, canvas, "replicate", interpolation=cv2.INTER_CUBIC).astype(np.float32)
+    region = photo[top:bottom, left:right]
+    blended = region + weight * (moved - region)
+    region[...] = np.clip(np.rint(blended), 0, 255).astype(np.uint8)
+
+
+def _check_photo(photo, where):
+    if not (isinstance(photo, np.ndarray) and photo.dtype == np.uint8 and photo.ndim == 3 and photo.shape[2] == 3):
+        found = f"{photo.dtype} {photo.shape}" if isinstance(photo, np.ndarray) else type(photo).__name__
+        raise ValueError(f"{where}: expected a uint8 HxWx3 array, got {found}")

@@ -1,0 +1,331 @@
+"""The synthetic degradation of a good face photo: blur, downsample, noise, JPEG, upsample.
+
+The paper's model:  I_lq = upsample( JPEG_q( downsample_r( I_hq * k_sigma ) + n_delta ) ).
+
+Images are float32 HxWx3 arrays in [0, 1], **BGR** throughout (JPEG's chroma and the grey weights depend on
+the order). Functions return new arrays and take their randomness from a ``numpy.random.Generator`` only. The
+paper does not give its ranges; the presets are those of GFP-GAN and CodeFormer, the closest published work.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from .checks import check_choice, check_keys, check_range
+
+RESIZE_KERNELS = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
+BGR_LUMA = np.array([0.114, 0.587, 0.299], np.float32)  # Rec. 601
+
+# Every option of `Degradation` and its default. None for a range switches that step off.
+DEFAULTS = {
+    "blur_sigma": (0.2, 10.0),  # standard deviation, pixels
+    "kernel_size": 41,  # odd, pixels
+    "isotropic_probability": 0.5,
+    "downsample": (1.0, 8.0),  # factor r
+    "noise": (0.0, 15.0),  # standard deviation delta, grey levels of 255
+    "jpeg": (60, 100),  # quality q
+    "downsample_kernels": ("linear",),  # drawn uniformly
+    "upsample_kernels": ("linear",),
+    "gray_probability": 0.0,
+    "color_jitter_probability": 0.0,
+    "color_jitter_shift": 20.0,  # largest shift of a channel, grey levels of 255
+    "reference_size": None,  # see `Degradation`
+}
+
+_PLAIN = {"blur_sigma": None, "noise": None, "jpeg": None, "downsample_kernels": ("area",)}
+
+PRESETS = {
+    "gfpgan": {},  # the ranges printed in GFP-GAN's paper: the defaults above
+    "gfpgan_code": {"blur_sigma": (0.1, 10.0), "downsample": (0.8, 8.0), "noise": (0.0, 20.0)},
+    "codeformer": {
+        "blur_sigma": (1.0, 15.0),
+        "downsample": (4.0, 30.0),
+        "noise": (0.0, 20.0),
+        "jpeg": (30, 80),
+    },
+    # Pure super-resolution, for the paper's x4, x8, x16 tables (the box filter is a choice of ours).
+    "sr_x4": {**_PLAIN, "downsample": 4.0},
+    "sr_x8": {**_PLAIN, "downsample": 8.0},
+    "sr_x16": {**_PLAIN, "downsample": 16.0},
+}
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Steps
+
+
+def gaussian_kernel(size: int, sigma_x: float, sigma_y: float | None = None, angle: float = 0.0) -> np.ndarray:
+    """A normalised (size, size) float32 Gaussian, sampled at pixel centres.
+
+    ``k(d) ~ exp(-d^T C^-1 d / 2)`` with ``C = R(angle) diag(sigma_x^2, sigma_y^2) R(angle)^T``: sigma_x along
+    the axis that makes ``angle`` radians with x (towards +y, that is clockwise on the screen), sigma_y across
+    it. Isotropic when sigma_y is None. Raises ValueError for an even size or a sigma that is not positive.
+    """
+    sigma_y = sigma_x if sigma_y is None else sigma_y
+    if size < 1 or size % 2 == 0:
+        raise ValueError(f"gaussian_kernel: size must be odd and positive, got {size}")
+    if not (sigma_x > 0 and sigma_y > 0):
+        raise ValueError(f"gaussian_kernel: sigmas must be positive, got {sigma_x} and {sigma_y}")
+    reach = np.arange(size, dtype=np.float64) - size // 2
+    x, y = reach[None, :], reach[:, None]
+    along = (np.cos(angle) * x + np.sin(angle) * y) / sigma_x
+    across = (np.cos(angle) * y - np.sin(angle) * x) / sigma_y
+    kernel = np.exp(-0.5 * (along**2 + across**2))
+    return (kernel / kernel.sum()).astype(np.float32)
+
+
+def blur(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """``image`` filtered by ``kernel``; the border is mirrored about the outermost pixels' centres."""
+    return cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REFLECT_101)
+
+
+def blur_isotropic(image: np.ndarray, sigma: float, size: int) -> np.ndarray:
+    """The same as :func:`blur` with ``gaussian_kernel(size, sigma)``, by its two one-dimensional factors."""
+    profile = gaussian_kernel(size, sigma).sum(axis=0)
+    return cv2.sepFilter2D(image, -1, profile, profile, borderType=cv2.BORDER_REFLECT_101)
+
+
+def resize(image: np.ndarray, width: int, height: int, kernel: str = "linear") -> np.ndarray:
+    """``image`` at (height, width) by OpenCV's ``kernel``: area, linear or cubic. Linear and cubic do not
+    antialias, so they keep (and fold) what the blur left, as in the field's training code."""
+    return cv2.resize(image, (width, height), interpolation=RESIZE_KERNELS[kernel])
+
+
+def add_gaussian_noise(image: np.ndarray, delta: float, rng: np.random.Generator) -> np.ndarray:
+    """``image`` plus independent normal noise per pixel and channel, standard deviation ``delta`` / 255. Not
+    clipped."""
+    return image + rng.standard_normal(image.shape, dtype=np.float32) * np.float32(delta / 255)
+
+
+def jpeg_compress(image: np.ndarray, quality: int) -> np.ndarray:
+    """``image`` (BGR) clipped, rounded to 8 bits, encoded as JPEG of ``quality`` 1..100 and decoded again."""
+    levels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+    done, data = cv2.imencode(".jpg", levels, [cv2.IMWRITE_JPEG_QUALITY, int(quality)])
+    if not done:
+        raise ValueError(f"jpeg_compress: an image of shape {image.shape} cannot be encoded")
+    return cv2.imdecode(data, cv2.IMREAD_COLOR).astype(np.float32) / np.float32(255)
+
+
+def to_gray(image: np.ndarray) -> np.ndarray:
+    """``image`` (BGR) with its Rec. 601 luma in all three channels."""
+    return np.repeat((image @ BGR_LUMA)[..., None], 3, axis=2)
+
+
+def shift_colors(image: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """``image`` plus a constant per channel ((3,), on the 0..1 scale), clipped to [0, 1]."""
+    return np.clip(image + np.asarray(shift, np.float32), 0, 1)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The chain
+
+
+@dataclass(frozen=True)
+class DegradationParameters:
+    """One draw of :class:`Degradation`, in the pixels of the image to degrade. None: the step is left out."""
+
+    sigma: tuple[float, float] | None  # along and across `angle`; equal when isotropic
+    angle: float
+    kernel_size: int
+    downsample: float
+    downsample_kernel: str
+    upsample_kernel: str
+    noise: float | None
+    jpeg: int | None
+    gray: bool
+    color_shift: tuple[float, float, float] | None
+
+
+class Degradation:
+    """A random degradation: ``Degradation("gfpgan", jpeg=(30, 90))(image, rng)`` -> image of the same size.
+
+    Options (all in ``DEFAULTS``; a range is [lo, hi] or one number, drawn uniformly; None switches the step
+    off): ``blur_sigma`` pixels, ``kernel_size`` odd, ``isotropic_probability``, ``downsample`` factor,
+    ``noise`` in grey levels of 255, ``jpeg`` quality, ``downsample_kernels`` and ``upsample_kernels`` (names
+    in RESIZE_KERNELS), ``gray_probability``, ``color_jitter_probability``, ``color_jitter_shift``,
+    ``reference_size``.
+
+    Anisotropic kernels draw both sigmas from the range and the angle from [0, pi). Grey and colour shift come
+    first, as they belong to the scene or the film; where they come in the chain is a choice of ours.
+
+    ``reference_size`` (a choice of ours). The presets were made for 512 px faces. None applies the numbers
+    literally at whatever size S is given. With 512, the draw describes a photo of a face that would be 512 px
+    wide if it were good, and the image at hand is that face shown at S: sigma and the kernel are multiplied
+    by S/512, so the blur covers the same part of the face, and r becomes r*S/512, so the small image keeps
+    the same number of pixels across the face (512/r). Its noise and JPEG blocks, which live on that small
+    grid, then need no change. A photo with more than S pixels across the face (r*S/512 < 1) cannot be told
+    apart at S by its resolution, and r stops at 1 (or at the drawn r if that is below 1); its noise and JPEG
+    are then applied on the S grid, slightly harsher than the truth.
+
+    Raises KeyError for an unknown option, ValueError for an unknown preset or a bad value.
+    """
+
+    def __init__(self, preset: str = "gfpgan", **overrides):
+        check_choice(preset, PRESETS, "degradation: preset")
+        check_keys(overrides, DEFAULTS, "degradation")
+        self.preset = preset
+        self.options = _checked({**DEFAULTS, **PRESETS[preset], **overrides})
+
+    def __repr__(self) -> str:
+        return f"Degradation({self.preset!r}, {self.options})"
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """``image`` float32 HxWx3 BGR in [0, 1] -> the same shape and range, degraded by a fresh draw."""
+        _check_image(image)
+        return self.apply(image, self.sample(rng, max(image.shape[:2])), rng)
+
+    def sample(self, rng: np.random.Generator, size: int) -> DegradationParameters:
+        """Draws the parameters for an image of ``size`` pixels."""
+        options = self.options
+        scale = size / options["reference_size"] if options["reference_size"] else 1.0
+        sigma, angle = self._sample_blur(rng)
+        factor = _draw(rng, options["downsample"])
+        noise, quality = _draw(rng, options["noise"]), _draw_quality(rng, options["jpeg"])
+        gray = bool(rng.random() < options["gray_probability"])
+        return DegradationParameters(
+            sigma=sigma and (sigma[0] * scale, sigma[1] * scale),
+            angle=angle,
+            kernel_size=_odd(options["kernel_size"] * scale),
+            downsample=1.0 if factor is None else max(min(factor, 1.0), factor * scale),
+            downsample_kernel=_pick(rng, options["downsample_kernels"]),
+            upsample_kernel=_pick(rng, options["upsample_kernels"]),
+            noise=noise,
+            jpeg=quality,
+            gray=gray,
+            color_shift=self._sample_color_shift(rng),
+        )
+
+    @staticmethod
+    def apply(image: np.ndarray, drawn: DegradationParameters, rng: np.random.Generator) -> np.ndarray:
+        """``image`` degraded by ``drawn``; ``rng`` makes the noise."""
+        height, width = image.shape[:2]
+        if drawn.color_shift is not None:
+            image = shift_colors(image, drawn.color_shift)
+        if drawn.gray:
+            image = to_gray(image)
+        image = _apply_blur(image, drawn)
+        small = max(1, round(width / drawn.downsample)), max(1, round(height / drawn.downsample))
+        if small != (width, height):
+            image = resize(image, *small, drawn.downsample_kernel)
+        if drawn.noise:
+            image = add_gaussian_noise(image, drawn.noise, rng)
+        if drawn.jpeg is not None:
+            image = jpeg_compress(image, drawn.jpeg)
+        if small != (width, height):
+            image = resize(image, width, height, drawn.upsample_kernel)
+        return np.clip(image, 0, 1, dtype=np.float32)
+
+    def _sample_blur(self, rng):
+        if self.options["blur_sigma"] is None:
+            return None, 0.0
+        isotropic = rng.random() < self.options["isotropic_probability"]
+        first, second = rng.uniform(*self.options["blur_sigma"], size=2)
+        angle = rng.uniform(0, np.pi)
+        return ((first, first), 0.0) if isotropic else ((first, second), angle)
+
+    def _sample_color_shift(self, rng):
+        if rng.random() >= self.options["color_jitter_probability"]:
+            return None
+        limit = self.options["color_jitter_shift"] / 255
+        return tuple(rng.uniform(-limit, limit, size=3))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Degradations by name
+
+DEGRADATIONS = {"Degradation": Degradation}
+
+
+def register_degradation(cls):
+    """Class decorator: lets option files name ``cls`` as a degradation's ``type``. It must be callable as
+    ``(image, rng) -> image`` once constructed with the other options. Raises KeyError if the name is
+    taken."""
+    if cls.__name__ in DEGRADATIONS:
+        raise KeyError(f"a degradation named {cls.__name__!r} is registered already; choose another class name")
+    DEGRADATIONS[cls.__name__] = cls
+    return cls
+
+
+def build_degradation(opt: Mapping):
+    """The degradation of an option dictionary: ``type`` (default Degradation) names the class, the rest are
+    its options.
+
+    Example: ``{"preset": "codeformer", "jpeg": [40, 90], "reference_size": 512}``.
+    """
+    options = dict(opt)
+    name = check_choice(options.pop("type", "Degradation"), DEGRADATIONS, "degradation: type")
+    return DEGRADATIONS[name](**options)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Helpers
+
+
+def _apply_blur(image, drawn):
+    if drawn.sigma is None:
+        return image
+    # Beyond five sigmas a Gaussian is below 4e-6 of its peak: a smaller kernel gives the same picture sooner.
+    size = min(drawn.kernel_size, 2 * int(np.ceil(5 * max(drawn.sigma))) + 1)
+    if drawn.sigma[0] == drawn.sigma[1]:
+        return blur_isotropic(image, drawn.sigma[0], size)
+    return blur(image, gaussian_kernel(size, *drawn.sigma, drawn.angle))
+
+
+def _odd(size: float) -> int:
+    """The odd number nearest to ``size``, at least 1."""
+    return 2 * max(0, round((size - 1) / 2)) + 1
+
+
+def _draw(rng, limits):
+    return None if limits is None else rng.uniform(*limits)
+
+
+def _draw_quality(rng, limits):
+    return None if limits is None else int(rng.integers(round(limits[0]), round(limits[1]), endpoint=True))
+
+
+def _pick(rng, names):
+    return names[int(rng.integers(len(names)))]
+
+
+def _check_image(image):
+    if not (isinstance(image, np.ndarray) and image.dtype == np.float32 and image.ndim == 3 and image.shape[2] == 3):
+        found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"degradation: expected a float32 HxWx3 array in [0, 1], got {found}")
+
+
+def _checked(options: dict) -> dict:
+    """``options`` with every value validated and in its canonical form."""
+    limits = {
+        "blur_sigma": {"open_below": True},
+        "downsample": {"open_below": True},
+        "noise": {},
+        "jpeg": {"lowest": 1, "highest": 100},
+    }
+    for key, bounds in limits.items():
+        if options[key] is not None:
+            options[key] = check_range(options[key], f"degradation: {key}", **bounds)
+    for key in ("isotropic_probability", "gray_probability", "color_jitter_probability"):
+        options[key] = check_range(options[key], f"degradation: {key}", 0, 1)[0]
+    options["color_jitter_shift"] = check_range(options["color_jitter_shift"], "degradation: color_jitter_shift")[0]
+    for key in ("downsample_kernels", "upsample_kernels"):
+        options[key] = _checked_kernels(options[key], f"degradation: {key}")
+    _check_sizes(options)
+    return options
+
+
+def _checked_kernels(names, where):
+    names = (names,) if isinstance(names, str) else tuple(names)
+    if not names:
+        raise ValueError(f"{where}: the list is empty; give at least one of {', '.join(RESIZE_KERNELS)}")
+    return tuple(check_choice(name, RESIZE_KERNELS, where) for name in names)
+
+
+def _check_sizes(options):
+    size, reference = options["kernel_size"], options["reference_size"]
+    if not isinstance(size, int) or size < 1 or size % 2 == 0:
+        raise ValueError(f"degradation: kernel_size: expected an odd positive integer, got {size!r}")
+    if reference is not None and (not isinstance(reference, int) or isinstance(reference, bool) or reference < 1):
+        raise ValueError(f"degradation: reference_size: expected None or a positive integer, got {reference!r}")

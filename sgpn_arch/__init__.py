@@ -1,0 +1,89 @@
+"""The networks of SGPN, and the way to build one from options: ``build_network({"type": "SGPN", "size": 512})``.
+
+Importing this package imports no PyTorch; the first network that is asked for does.
+"""
+
+import difflib
+import functools
+import importlib
+import importlib.metadata
+import inspect
+import pkgutil
+from collections.abc import Iterable, Mapping
+
+PLUGIN_GROUP = "sgpn.plugins"
+
+
+def build_network(opt: Mapping):
+    """Builds the network that ``opt`` describes.
+
+    Args:
+        opt: ``type``, a name in ``ARCH_REGISTRY``, and the keywords of that network's constructor. It is not changed.
+
+    Returns:
+        The network, a ``torch.nn.Module``.
+
+    Raises:
+        ValueError: ``type`` is missing or unknown, or a keyword is not one that the network takes; the message names
+            the nearest valid one.
+    """
+    keywords = dict(opt)
+    name = keywords.pop("type", None)
+    if name is None:
+        raise ValueError(f"network options have no 'type' (keys: {', '.join(map(str, opt)) or 'none'})")
+    network = find_arch(name)
+    _check_keywords(name, network, keywords)
+    return network(**keywords)
+
+
+def find_arch(name: str):
+    """Returns what is registered in ``ARCH_REGISTRY`` as ``name``, by this package, BasicSR or a plugin.
+
+    Raises:
+        ValueError: nothing is; the message names the nearest name that is.
+    """
+    _register_ours()
+    load_plugins()
+    from sgpn_arch.registry import ARCH_REGISTRY
+
+    if name not in ARCH_REGISTRY:
+        raise ValueError(f"no network is registered as {name!r}{_nearest(name, ARCH_REGISTRY.keys())}")
+    return ARCH_REGISTRY.get(name)
+
+
+@functools.cache
+def load_plugins() -> None:
+    """Imports, once, the entry points of group ``sgpn.plugins``: modules that register what they bring.
+
+    Raises:
+        ImportError: a plugin cannot be imported; the message names it.
+    """
+    for plugin in importlib.metadata.entry_points(group=PLUGIN_GROUP):
+        try:
+            plugin.load()
+        except Exception as error:
+            raise ImportError(
+                f"the SGPN plugin {plugin.name!r} ({plugin.value}) does not load: {error}; mend or uninstall it"
+            ) from error
+
+
+@functools.cache
+def _register_ours() -> None:
+    for module in pkgutil.iter_modules(__path__):
+        if module.name.endswith("_arch"):
+            importlib.import_module(f"{__name__}.{module.name}")
+
+
+def _check_keywords(name: str, network, keywords: Mapping) -> None:
+    parameters = inspect.signature(network).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for keyword in keywords:
+        if keyword not in parameters:
+            raise ValueError(f"{name} takes no option {keyword!r}{_nearest(keyword, parameters)}")
+
+
+def _nearest(name: str, valid: Iterable[str]) -> str:
+    valid = list(valid)
+    near = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; valid: {', '.join(sorted(valid))}"

@@ -1,0 +1,79 @@
+"""D3DFR, the regressor from a face image to the coefficients of the morphable model, its pose and its lighting."""
+
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+from sgpn_arch.registry import ARCH_REGISTRY
+
+# Name -> (builder, the classifier's attribute, width of the pooled features).
+BACKBONES = {
+    "resnet18": (models.resnet18, "fc", 512),
+    "resnet50": (models.resnet50, "fc", 2048),
+    "mobilenet_v2": (models.mobilenet_v2, "classifier", 1280),
+}
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@ARCH_REGISTRY.register()
+class D3DFR(nn.Module):
+    """A convolutional backbone with one 1x1 head per group of coefficients (Deep3DFaceRecon's and SGPN's regressor).
+
+    Args:
+        id_dim, exp_dim, tex_dim: dimensions of the morphable model's bases.
+        backbone: "resnet50" (the paper's), "resnet18" or "mobilenet_v2".
+        imagenet_normalisation: subtract ImageNet's mean and divide by its deviation first. The released weights do
+            not; a backbone that starts from ImageNet weights should.
+    """
+
+    def __init__(
+        self,
+        id_dim: int = 80,
+        exp_dim: int = 64,
+        tex_dim: int = 80,
+        backbone: str = "resnet50",
+        imagenet_normalisation: bool = False,
+    ):
+        super().__init__()
+        if backbone not in BACKBONES:
+            raise ValueError(f"D3DFR: unknown backbone '{backbone}', choose one of {', '.join(BACKBONES)}")
+        build, classifier, width = BACKBONES[backbone]
+        self.backbone = build(weights=None)
+        setattr(self.backbone, classifier, nn.Identity())
+        self.imagenet_normalisation = imagenet_normalisation
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        # identity, expression, texture, angles, lighting, translation xy, translation z
+        sizes = (id_dim, exp_dim, tex_dim, 3, 27, 2, 1)
+        self.coeff_dim = sum(sizes)
+        self.final_layers = nn.ModuleList(nn.Conv2d(width, size, 1) for size in sizes)
+        for head in self.final_layers:
+            # All coefficients start at zero: the mean face, looking straight ahead.
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """RGB image (N, 3, 224, 224) in [0, 1] -> coefficients (N, id + exp + tex + 3 + 27 + 3).
+
+        The order is identity, expression, texture, angles (radians), lighting (27), translation (decimetres).
+        """
+        if self.imagenet_normalisation:
+            image = (image - self.mean) / self.std
+        features = self.backbone(image)[:, :, None, None]
+        return torch.cat([head(features) for head in self.final_layers], dim=1).flatten(1)
+
+    def load_backbone(self, state_dict: dict[str, Tensor]) -> None:
+        """Initialises the backbone from a torchvision classifier's state dict; its classifier is left out.
+
+        Raises:
+            ValueError: the state dict belongs to another backbone.
+        """
+        wanted = self.backbone.state_dict()
+        taken = {key: value for key, value in state_dict.items() if key in wanted}
+        missing = [key for key in wanted if key not in taken and not key.endswith("num_batches_tracked")]
+        if missing:
+            raise ValueError(
+                f"D3DFR: {len(missing)} tensors of the backbone are not in the state dict, first '{missing[0]}': "
+                "the file belongs to another architecture"
+            )
+        self.backbone.load_state_dict(taken, strict=False)

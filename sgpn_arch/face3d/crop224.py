@@ -1,0 +1,66 @@
+"""The similarity that moves a face crop onto the regressor's 224x224 image and back, and the warp that applies it."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+TARGET_SCALE = 102.0
+
+
+def pose_scale_translation(points2d: Tensor, points3d: Tensor) -> tuple[Tensor, Tensor]:
+    """Scaled-orthographic pose ("POS") by linear least squares: p2d ~ s R p3d + t.
+
+    Each image axis is a linear function of (X, Y, Z, 1); the scale is the mean length of the two axes' rows.
+
+    Args:
+        points2d: (N, K, 2) pixels. points3d: (K, 3), K >= 4, not coplanar for K = 4.
+
+    Returns:
+        scale (N,) in pixels per unit of points3d, translation (N, 2): the pixel where the 3D origin falls.
+    """
+    design = torch.cat([points3d, torch.ones_like(points3d[:, :1])], dim=1)
+    solution = torch.linalg.pinv(design.double()).to(points2d) @ points2d  # (N, 4, 2)
+    return solution[:, :3].norm(dim=1).mean(1), solution[:, 3]
+
+
+def crop_to_224(points5: Tensor, reference5: Tensor, size: int = 224) -> Tensor:
+    """The matrix (N, 2, 3) that brings a crop to the regressor's image, OpenCV pixels to OpenCV pixels.
+
+    The face is scaled so that one decimetre measures 102 px and the model's origin falls on the image's centre; no
+    rotation is removed (the regressor finds it). The released code fits a similarity transform to points that were
+    moved by exactly this map, which gives the map back.
+
+    Args:
+        points5: (N, 5, 2) pixels in the crop. reference5: (5, 3) the same points on the mean shape, decimetres.
+        size: of the regressor's image.
+    """
+    scale, centre = pose_scale_translation(points5, reference5)
+    zoom = TARGET_SCALE / scale.clamp_min(1e-6)
+    offset = size / 2 - zoom[:, None] * centre
+    linear = zoom[:, None, None] * torch.eye(2, dtype=points5.dtype, device=points5.device)
+    return torch.cat([linear, offset.unsqueeze(2)], dim=2)
+
+
+def invert_affine(matrix: Tensor) -> Tensor:
+    """(N, 2, 3) -> the inverse map (N, 2, 3)."""
+    linear = torch.linalg.inv(matrix[:, :, :2])
+    return torch.cat([linear, -linear @ matrix[:, :, 2:]], dim=2)
+
+
+def warp_affine(image: Tensor, matrix: Tensor, size: int) -> Tensor:
+    """Bilinear warp with a black border, as cv2.warpAffine does; differentiable.
+
+    Args:
+        image: (N, C, H, W). matrix: (N, 2, 3) from the image's pixels to the output's. size: of the square output.
+
+    Returns:
+        (N, C, size, size).
+    """
+    inverse = invert_affine(matrix)
+    axis = torch.arange(size, dtype=image.dtype, device=image.device)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    target = torch.stack([x, y, torch.ones_like(x)], dim=-1).view(1, -1, 3)
+    source = target @ inverse.transpose(1, 2)
+    extent = image.new_tensor([image.shape[3] - 1, image.shape[2] - 1])
+    grid = (source * 2 / extent - 1).view(-1, size, size, 2)
+    return F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=True)

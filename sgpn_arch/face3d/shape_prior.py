@@ -1,0 +1,133 @@
+"""The shape prior: from a face crop and its five points to coefficients, a lit mesh and its rendering on the crop."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sgpn_arch.face3d.camera import PinholeCamera, rotation_matrix
+from sgpn_arch.face3d.crop224 import crop_to_224, invert_affine, warp_affine
+from sgpn_arch.face3d.lighting import shade
+from sgpn_arch.face3d.morphable_model import MorphableModel, five_points
+from sgpn_arch.face3d.rasterizer import interpolate, rasterize
+
+
+@dataclass
+class Mesh:
+    """A posed, lit mesh.
+
+    Attributes:
+        shape: (N, V, 3) before the head's pose, decimetres. albedo: (N, V, 3) unlit RGB 0..1.
+        vertices: (N, V, 3) posed. colors: (N, V, 3) lit RGB 0..1.
+        points: (N, V, 2) continuous pixels of the camera's image. depth: (N, V) decimetres along the view axis.
+    """
+
+    shape: Tensor
+    albedo: Tensor
+    vertices: Tensor
+    colors: Tensor
+    points: Tensor
+    depth: Tensor
+
+
+@dataclass
+class ShapeResult:
+    """What the shape prior says about a batch of crops of size S.
+
+    Attributes:
+        coeffs: (N, D). mesh: the mesh behind the rendering.
+        render: (N, 3, S, S) RGB in [-1, 1], -1 (black) outside the face. mask: (N, 1, S, S) in 0..1, 1 on the face.
+        landmarks: (N, 68, 2) OpenCV pixels of the crop.
+        transform: (N, 2, 3) from the crop to the regressor's 224x224 image.
+    """
+
+    coeffs: Tensor
+    mesh: Mesh
+    render: Tensor
+    mask: Tensor
+    landmarks: Tensor
+    transform: Tensor
+
+
+class ShapePrior(nn.Module):
+    """Regressor, morphable model, lighting, camera and rasteriser in one differentiable module.
+
+    Args:
+        regressor: maps (N, 3, 224, 224) RGB in [0, 1] to coefficients ordered identity, expression, texture,
+            angles (3), lighting (27), translation (3).
+        model: the morphable model; its dimensions must be the regressor's.
+        rasterizer: "auto", "cpu" or "nvdiffrast".
+    """
+
+    def __init__(self, regressor: nn.Module, model: MorphableModel, rasterizer: str = "auto"):
+        super().__init__()
+        self.regressor = regressor
+        self.model = model
+        self.camera = PinholeCamera()
+        self.rasterizer = rasterizer
+        self._sizes = [*model.dims, 3, 27, 3]
+        found = getattr(regressor, "coeff_dim", sum(self._sizes))
+        if found != sum(self._sizes):
+            raise ValueError(
+                f"the regressor gives {found} coefficients, but the morphable model '{model.name}' with dimensions "
+                f"{model.dims} needs {sum(self._sizes)}: choose the regressor's id_dim, exp_dim and tex_dim to match"
+            )
+
+    @property
+    def coeff_dim(self) -> int:
+        """Length of the coefficient vector."""
+        return sum(self._sizes)
+
+    def forward(self, crop: Tensor, points5: Tensor) -> ShapeResult:
+        """crop (N, 3, S, S) RGB in [-1, 1] and points5 (N, 5, 2) OpenCV pixels in it -> ShapeResult."""
+        transform = self.transform(points5)
+        coeffs = self.coefficients(crop, transform)
+        return self.draw(coeffs, transform, crop.shape[-1])
+
+    def transform(self, points5: Tensor) -> Tensor:
+        """(N, 5, 2) -> (N, 2, 3): from the crop to the regressor's image."""
+        reference = five_points(self.model.shape_mean[self.model.landmarks])
+        return crop_to_224(points5, reference, self.camera.size)
+
+    def coefficients(self, crop: Tensor, transform: Tensor) -> Tensor:
+        """The regressor's coefficients (N, D) for crops (N, 3, S, S) in [-1, 1]."""
+        # Black outside the crop is 0 in the regressor's range, which warp_affine's border gives.
+        return self.regressor(warp_affine((crop + 1) / 2, transform, self.camera.size).clamp(0, 1))
+
+    def split(self, coeffs: Tensor) -> tuple[Tensor, ...]:
+        """(N, D) -> identity, expression, texture, angles, lighting, translation."""
+        return coeffs.split(self._sizes, dim=1)
+
+    def mesh(self, coeffs: Tensor) -> Mesh:
+        """Coefficients (N, D) -> the posed and lit mesh."""
+        identity, expression, texture, angles, lighting, translation = self.split(coeffs)
+        shape = self.model.shape(identity, expression)
+        albedo = self.model.albedo(texture)
+        rotation = rotation_matrix(angles)
+        vertices = shape @ rotation + translation.unsqueeze(1)
+        colors = shade(albedo, self.model.normals(shape) @ rotation, lighting)
+        points, depth = self.camera.project(vertices)
+        return Mesh(shape, albedo, vertices, colors, points, depth)
+
+    def render224(self, mesh: Mesh) -> tuple[Tensor, Tensor]:
+        """The mesh in the regressor's image: (N, 3, 224, 224) RGB in 0..1, black outside, and mask (N, 1, 224, 224)."""
+        size = self.camera.size
+        fragments = rasterize(mesh.points, mesh.depth, self.model.triangles, (size, size), self.rasterizer)
+        image = interpolate(mesh.colors, fragments, self.model.triangles).clamp(0, 1)
+        mask = (fragments.triangle_ids >= 0).to(image.dtype)
+        return image.permute(0, 3, 1, 2), mask.unsqueeze(1)
+
+    def draw(self, coeffs: Tensor, transform: Tensor, size: int) -> ShapeResult:
+        """Renders given coefficients onto a crop of the given size."""
+        mesh = self.mesh(coeffs)
+        image, mask = self.render224(mesh)
+        back = invert_affine(transform)
+        warped = warp_affine(torch.cat([image, mask], dim=1), back, size)
+        landmarks = self.landmarks224(mesh) @ back[:, :, :2].transpose(1, 2) + back[:, :, 2].unsqueeze(1)
+        mask = warped[:, 3:]
+        # The warped mask multiplies the warped picture, as in the released inference code.
+        return ShapeResult(coeffs, mesh, warped[:, :3] * mask * 2 - 1, mask, landmarks, transform)
+
+    def landmarks224(self, mesh: Mesh) -> Tensor:
+        """The 68 landmarks (N, 68, 2) in OpenCV pixels of the regressor's image."""
+        return mesh.points[:, self.model.landmarks] - 0.5

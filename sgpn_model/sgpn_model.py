@@ -1,0 +1,183 @@
+"""SGPNModel, the joint stage: generator, discriminator and regressor trained together on degraded faces."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from sgpn_arch.face3d.morphable_model import MorphableModel
+from sgpn_arch.face3d.shape_prior import Mesh, ShapePrior, ShapeResult
+from sgpn_arch.fusion_arch import mask_pictures
+from sgpn_arch.registry import LOSS_REGISTRY, MODEL_REGISTRY
+from sgpn_model.losses import landmark_loss_3d, mesh_loss, nonsaturating_loss, r1_penalty
+from sgpn_model.metrics import landmark_error, perceptual_mnv2, psnr
+from sgpn_model.options import build, check_keys
+from sgpn_model.training_model import TrainingModel
+
+GAN_DEFAULTS = {"loss_weight": 1.0, "r1_weight": 10.0, "r1_every": 16, "start_iter": 0}
+
+
+@MODEL_REGISTRY.register()
+class SGPNModel(TrainingModel):
+    """L = L_rec + L_adv + 100 L_3dlm + 100 L_mesh (SGPN, section 3.3).
+
+    ``train`` options:
+      losses            name -> {type, arguments}: the image losses that make up L_rec; each takes (output, truth)
+      gan               loss_weight (1), r1_weight (10), r1_every (16), start_iter (0): steps before it train without
+                        L_adv, which spares half of a short run's time (a choice of ours); ~ leaves L_adv out
+      landmark_weight   of L_3dlm (100); the frozen regressor compares the output's 68 3D landmarks with the truth's
+      mesh_weight       of L_mesh (100); the regressor on the degraded photo against the frozen one on the good photo
+      train_shape       whether the regressor learns (true); otherwise it stays frozen and L_mesh is left out
+      optim_g, optim_d, optim_shape   optimisers
+    """
+
+    NETWORKS = ("network_g", "network_d", "network_shape")
+    TRAIN_KEYS = frozenset(
+        {"losses", "gan", "landmark_weight", "mesh_weight", "train_shape", "optim_g", "optim_d", "optim_shape"}
+    )
+
+    def build(self) -> None:
+        """Generator, regressor and its frozen copy, and the discriminator where there is an adversarial loss."""
+        path = self.opt.get("path") or {}
+        train = self.train_opt
+        shape = self.network("network_shape", path.get("pretrain_network_shape"))
+        self.networks["network_shape"] = shape
+        self.networks["network_g"] = self.network("network_g", path.get("pretrain_network_g"))
+        model = MorphableModel.open()
+        self.prior = ShapePrior(shape, model).to(self.device)
+        frozen = copy.deepcopy(shape).eval().requires_grad_(False)
+        self.frozen_prior = ShapePrior(frozen, model).to(self.device)
+        self.train_shape = train.get("train_shape", True)
+        shape.requires_grad_(self.train_shape)
+        # Batches of a generator are too small for batch statistics, so the regressor keeps its own.
+        shape.eval()
+        self.average("network_g")
+        self.optimizer("optim_g", self.networks["network_g"].parameters(), train["optim_g"])
+        if self.train_shape:
+            self.optimizer("optim_shape", shape.parameters(), train["optim_shape"])
+        self.image_losses = {
+            name: build(opt, LOSS_REGISTRY, f"train.losses.{name}").to(self.device)
+            for name, opt in train["losses"].items()
+        }
+        self.gan = self._build_discriminator(train.get("gan", {}))
+        self.metrics = {"psnr": psnr(), "perceptual_mnv2": perceptual_mnv2().to(self.device)}
+
+    def _build_discriminator(self, gan: dict | None) -> dict | None:
+        if gan is None:
+            return None
+        check_keys(gan, GAN_DEFAULTS, "train.gan")
+        self.networks["network_d"] = self.network("network_d")
+        self.optimizer("optim_d", self.networks["network_d"].parameters(), self.train_opt["optim_d"])
+        self.networks["network_d"].requires_grad_(False)  # but in its own step
+        return {**GAN_DEFAULTS, **gan}
+
+    def describe(self) -> dict:
+        """What restoring needs beside the networks."""
+        return {
+            "morphable_model": self.prior.model.name,
+            "template": self.opt["datasets"]["train"].get("template", "ffhq"),
+            "size": self.networks["network_g"].size,
+        }
+
+    def release(self) -> dict[str, nn.Module]:
+        """Generator (averaged) and regressor; the discriminator stays in the training state."""
+        return {"network_g": self.ema["network_g"], "network_shape": self.networks["network_shape"]}
+
+    def optimize_parameters(self, step: int) -> None:
+        """One step of generator and regressor, then one of the discriminator."""
+        self.log = {}
+        adversarial = self.gan is not None and step >= self.gan["start_iter"]
+        output = self._generator_step(adversarial)
+        if adversarial:
+            self._discriminator_step(output.detach(), step)
+        self.update_average(step)
+
+    def _generator_step(self, adversarial: bool) -> Tensor:
+        truth = self.batch["hq"]
+        with torch.set_grad_enabled(self.train_shape):
+            shape = self._shape(self.prior, self.batch["lq"])
+        with torch.no_grad():
+            wanted = self._shape_mesh(self.frozen_prior, truth, shape.transform)
+        output = self._restore(self.networks["network_g"], shape)
+        parts = {name: loss(output, truth) for name, loss in self.image_losses.items()}
+        parts.update(self._shape_losses(output, shape, wanted))
+        if adversarial:
+            parts["adv"] = self.gan["loss_weight"] * nonsaturating_loss(self._judge(output), real=True)
+        self.log.update({f"l_{name}": value.item() for name, value in parts.items()})
+        total = sum(parts.values())
+        if self.train_shape:
+            self.optimizers["optim_shape"].zero_grad(set_to_none=True)
+        self.step_optimizer("optim_g", total)
+        if self.train_shape:
+            self.optimizers["optim_shape"].step()
+        return output
+
+    def _shape(self, prior: ShapePrior, images: Tensor) -> ShapeResult:
+        transform = prior.transform(self.batch["points5"])
+        with self.autocast():
+            coeffs = prior.coefficients(images, transform)
+        return prior.draw(coeffs.float(), transform, images.shape[-1])
+
+    def _shape_mesh(self, prior: ShapePrior, images: Tensor, transform: Tensor) -> Mesh:
+        with self.autocast():
+            coeffs = prior.coefficients(images, transform)
+        return prior.mesh(coeffs.float())
+
+    def _restore(self, network: nn.Module, shape: ShapeResult, **options) -> Tensor:
+        with self.autocast():
+            restored = network(self.batch["lq"], shape.render, shape.coeffs, **options)
+        return restored if options else restored.float()
+
+    def _judge(self, images: Tensor) -> Tensor:
+        with self.autocast():
+            return self.networks["network_d"](images).float()
+
+    def _shape_losses(self, output: Tensor, shape: ShapeResult, wanted: Mesh) -> dict[str, Tensor]:
+        losses = {}
+        landmarks = self.prior.model.landmarks
+        if weight := self.train_opt.get("landmark_weight", 100.0):
+            found = self._shape_mesh(self.frozen_prior, output, shape.transform)
+            distance = landmark_loss_3d(found.vertices[:, landmarks], wanted.vertices[:, landmarks])
+            losses["landmark3d"] = weight * distance
+        if self.train_shape and (weight := self.train_opt.get("mesh_weight", 100.0)):
+            losses["mesh"] = weight * mesh_loss(shape.mesh, wanted)
+        return losses
+
+    def _discriminator_step(self, fake: Tensor, step: int) -> None:
+        discriminator = self.networks["network_d"]
+        real = self.batch["hq"]
+        lazy = self.gan["r1_weight"] and step % self.gan["r1_every"] == 0
+        discriminator.requires_grad_(True)
+        loss = nonsaturating_loss(self._judge(real), real=True) + nonsaturating_loss(self._judge(fake), real=False)
+        self.log["l_d"] = loss.item()
+        if lazy:
+            loss = loss + self._r1(discriminator, real)
+        self.step_optimizer("optim_d", loss)
+        discriminator.requires_grad_(False)
+
+    def _r1(self, discriminator: nn.Module, real: Tensor) -> Tensor:
+        """Lazy R1 in full precision, scaled by the interval so that its mean strength does not depend on it."""
+        images = real.detach().requires_grad_(True)
+        penalty = r1_penalty(discriminator(images), images)
+        self.log["l_r1"] = penalty.item()
+        return self.gan["r1_weight"] / 2 * self.gan["r1_every"] * penalty
+
+    @torch.no_grad()
+    def validate_batch(self) -> tuple[dict[str, list[float]], Tensor]:
+        """Metrics of the degraded input and of the restoration; input, rendering, mask, restoration, truth."""
+        shape = self._shape(self.prior, self.batch["lq"])
+        output, masks = self._restore(self.ema["network_g"], shape, return_masks=True)
+        output = output.float().clamp(-1, 1)
+        truth, values = self.batch["hq"], {}
+        for name, image in (("input", self.batch["lq"]), ("output", output)):
+            values.update({f"{metric}_{name}": function(image, truth) for metric, function in self.metrics.items()})
+            landmarks = self._shape(self.frozen_prior, image).landmarks
+            values[f"landmark_error_{name}"] = landmark_error(landmarks, self.batch["landmarks68"]).tolist()
+        columns = [self.batch["lq"], shape.render, *_mask_column(masks), output, truth]
+        return values, torch.cat(columns, dim=3)
+
+
+def _mask_column(masks: dict[int, list[Tensor]]) -> list[Tensor]:
+    """The mask picture of the highest resolution as an RGB column in [-1, 1]; none where the fusion has no masks."""
+    pictures = mask_pictures(masks)
+    return [(pictures[max(pictures)].float() * 2 - 1).expand(-1, 3, -1, -1)] if pictures else []

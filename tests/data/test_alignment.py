@@ -1,0 +1,211 @@
+"""Tests of sgpn_data.alignment: transforms against scikit-image, warps against analytic pictures, pasting
+byte by byte."""
+
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage.data import astronaut
+from skimage.transform import SimilarityTransform
+
+from sgpn_data import alignment as al
+
+
+def similarity(scale, angle, x, y):
+    c, s = scale * np.cos(angle), scale * np.sin(angle)
+    return np.array([[c, -s, x], [s, c, y]])
+
+
+def smooth_picture(width, height, centre, wavelength=60.0):
+    """A picture known at every real point, as a function and as uint8 (H, W, 3)."""
+
+    def value(x, y):
+        waves = [np.sin((x - centre[0]) / wavelength), np.cos((y - centre[1]) / wavelength)]
+        return 127 + 50 * np.stack([waves[0], waves[1], waves[0] * waves[1]], axis=-1)
+
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    return value, np.rint(value(x, y)).astype(np.uint8)
+
+
+class TestTransforms:
+    @settings(deadline=None, max_examples=50)
+    @given(st.integers(0, 2**31), st.integers(2, 8))
+    def test_least_squares_as_scikit_image(self, seed, count):
+        rng = np.random.default_rng(seed)
+        source, target = rng.normal(size=(count, 2)) * 100, rng.normal(size=(count, 2)) * 50 + 200
+        reference = SimilarityTransform.from_estimate(source, target)
+        np.testing.assert_allclose(al.similarity_transform(source, target), reference.params[:2], rtol=1e-6, atol=1e-6)
+
+    def test_recovers_an_exact_transform(self):
+        matrix = similarity(0.4, 0.6, 30, -12)
+        points = al.template_points("gpen")
+        found = al.similarity_transform(points, al.transform_points(points, matrix))
+        np.testing.assert_allclose(found, matrix, atol=1e-10)
+        assert al.similarity_scale(found) == pytest.approx(0.4)
+        back = al.transform_points(al.transform_points(points, matrix), al.invert_similarity(matrix))
+        np.testing.assert_allclose(back, points, atol=1e-9)
+
+    @pytest.mark.parametrize(
+        "source, target",
+        [
+            (np.ones((5, 2)), np.eye(5)[:, :2]),
+            (np.zeros((1, 2)), np.zeros((1, 2))),
+            (np.full((5, 2), np.nan), np.eye(5)[:, :2]),
+            (np.zeros((4, 2)), np.zeros((5, 2))),
+        ],
+    )
+    def test_refuses_points_that_decide_nothing(self, source, target):
+        with pytest.raises(ValueError, match="similarity_transform"):
+            al.similarity_transform(source, target)
+
+    def test_half_pixel_convention_is_that_of_resizing(self):
+        ramp = np.repeat(np.arange(64, dtype=np.float32)[None], 64, axis=0)
+        half = cv2.resize(ramp, (32, 32), interpolation=cv2.INTER_AREA)  # its values are the x they came from
+        at = al.scale_points([10.0, 0.0], 32, 64)[0]
+        assert half[0, 10] == pytest.approx(at)
+        np.testing.assert_allclose(al.template_points("ffhq", 256), (np.array(al.TEMPLATES["ffhq"]) + 0.5) / 2 - 0.5)
+
+    def test_rescaled_matrix_is_the_resized_crop(self):
+        matrix, point = similarity(0.7, 0.2, 5, 9), np.array([[40.0, 60.0]])
+        expected = al.scale_points(al.transform_points(point, matrix), 512, 128)
+        np.testing.assert_allclose(al.transform_points(point, al.rescale_matrix(matrix, 512, 128)), expected)
+
+    def test_unknown_template(self):
+        with pytest.raises(ValueError, match="ffhq"):
+            al.template_points("arcface")
+
+
+class TestAlign:
+    @pytest.mark.parametrize("scale", [0.15, 0.45, 0.8, 1.0, 2.5])
+    def test_crop_shows_the_photo_at_the_mapped_points(self, scale):
+        value, photo = smooth_picture(900, 800, (450, 400), wavelength=6 / min(scale, 1))
+        matrix = al.invert_similarity(similarity(1 / scale, 0.3, 450 - 80 / scale, 400 - 128 / scale))
+        points = al.transform_points(al.template_points("ffhq", 128), al.invert_similarity(matrix))
+        crop, found = al.align_face(photo, points, 128, "ffhq")
+        np.testing.assert_allclose(found, matrix, atol=1e-6)
+        at = al.transform_points(np.stack(np.meshgrid(np.arange(128), np.arange(128)), -1), al.invert_similarity(found))
+        inside = np.all((at > 2) & (at < np.array([897, 797])), axis=-1)
+        error = np.abs(crop - value(at[..., 0], at[..., 1]))[inside]
+        assert inside.mean() > 0.2
+        assert error.max() < 2
+
+    def test_shrinking_does_not_alias(self):
+        noise = np.random.default_rng(0).integers(0, 256, (1200, 1200, 3), dtype=np.uint8)
+        matrix = similarity(0.1, 0.4, 40, -30)
+        points = al.transform_points(al.template_points("ffhq", 96), al.invert_similarity(matrix))
+        crop, _ = al.align_face(noise, points, 96)
+        naive = cv2.warpAffine(noise, matrix, (96, 96), flags=cv2.INTER_LINEAR)
+        inside = (slice(40, 56),) * 2
+        assert crop[inside].std() < 0.25 * naive[inside].std()  # each pixel averages about 100 independent ones
+        assert crop[inside].mean() == pytest.approx(127.5, abs=3)
+
+    @pytest.mark.parametrize("shift", [(-150, 0), (0, -150), (150, 150)])
+    @pytest.mark.parametrize("scale", [0.2, 1.0])
+    def test_mirrors_what_sticks_out(self, shift, scale):
+        _, photo = smooth_picture(220, 220, (110, 110), wavelength=30)
+        matrix = similarity(scale, 0.0, *(-np.array(shift) * scale))
+        size = int(220 * scale)
+        padded = cv2.copyMakeBorder(photo, 220, 220, 220, 220, cv2.BORDER_REFLECT)
+        shifted = similarity(scale, 0.0, *(-(np.array(shift) + 220) * scale))
+        expected = al.warp(padded, shifted, (size, size)).astype(int)
+        assert np.abs(al.warp(photo, matrix, (size, size)) - expected).max() <= 3
+
+    def test_constant_border(self):
+        photo = np.full((50, 50, 3), 200, np.uint8)
+        crop = al.warp(photo, similarity(1, 0, 25, 0), (50, 50), "constant", border_value=7)
+        assert (crop[:, :24] == 7).all() and (crop[:, 26:] == 200).all()
+
+    def test_refuses_a_face_outside_and_wrong_inputs(self):
+        photo = np.zeros((50, 50, 3), np.uint8)
+        far = al.template_points("ffhq", 64) + 500
+        with pytest.raises(ValueError, match="outside"):
+            al.align_face(photo, far, 64)
+        with pytest.raises(ValueError, match="float64"):
+            al.align_face(photo.astype(float), far, 64)
+        with pytest.raises(ValueError, match="border"):
+            al.warp(photo, similarity(1, 0, 0, 0), (8, 8), "wrap")
+
+
+class TestPaste:
+    def test_feather_is_the_blurred_square(self):
+        mask = np.zeros((512, 512), np.float32)
+        mask[26:-26, 26:-26] = 1
+        for _ in range(2):
+            mask = cv2.GaussianBlur(mask, (101, 101), 4)
+        np.testing.assert_allclose(al.feather_mask(512), mask, atol=2e-3)
+        small = al.feather_mask(64)
+        assert small[32, 32] == pytest.approx(1, abs=1e-4) and small[0].max() < 1e-3
+        np.testing.assert_array_equal(small, small[::-1, ::-1].T)
+
+    @settings(deadline=None, max_examples=25)
+    @given(
+        st.floats(0.3, 3),
+        st.floats(-3, 3),
+        st.floats(-80, 280),
+        st.floats(-80, 240),
+        st.sampled_from([32, 64]),
+    )
+    def test_every_byte_outside_the_face_is_kept(self, scale, angle, x, y, size):
+        photo = np.random.default_rng(0).integers(0, 256, (160, 200, 3), dtype=np.uint8)
+        before = photo.copy()
+        to_photo = similarity(scale, angle, x, y)
+        face = np.full((size, size, 3), 255, np.uint8)
+        result = al.paste_face(photo, face, al.invert_similarity(to_photo))
+        np.testing.assert_array_equal(photo, before)
+        grid = np.stack(np.meshgrid(np.arange(200), np.arange(160)), -1)
+        on_face = al.transform_points(grid, al.invert_similarity(to_photo))
+        reach = max(1.5, 2 / scale)  # antialiasing may touch the two photo pixels around the face's edge
+        outside = np.any((on_face < -reach) | (on_face > size - 1 + reach), axis=-1)
+        np.testing.assert_array_equal(result[outside], before[outside])
+        middle = np.all(np.abs(on_face - (size - 1) / 2) < size / 4, axis=-1)
+        assert (result[middle] >= 250).all()
+
+    def test_in_place(self):
+        photo = np.zeros((64, 64, 3), np.uint8)
+        face = np.full((32, 32, 3), 99, np.uint8)
+        assert al.paste_face(photo, face, similarity(1, 0, -10, -10), in_place=True) is photo
+        assert photo[26, 26, 0] == 99 and photo[60, 60, 0] == 0
+
+    @pytest.mark.parametrize("restored_size, footprint", [(128, 350), (512, 90), (256, 256)])
+    def test_round_trip_at_another_size(self, restored_size, footprint):
+        """Cut at 128, 'restore' at another size (here: cut again from the photo), paste: the photo comes back."""
+        _, photo = smooth_picture(500, 480, (250, 240), wavelength=40)
+        to_photo = similarity(footprint / 128, 0.2, 250 - footprint / 2, 200 - footprint / 2)
+        matrix = al.invert_similarity(to_photo)
+        restored = al.warp(photo, al.rescale_matrix(matrix, 128, restored_size), (restored_size,) * 2)
+        result = al.paste_face(photo, restored, matrix, crop_size=128)
+        difference = np.abs(result.astype(int) - photo)
+        assert difference.max() <= 5 and difference.mean() < 0.6
+
+    def test_own_mask_weighs_the_face(self):
+        photo = np.zeros((40, 40, 3), np.uint8)
+        face = np.full((40, 40, 3), 200, np.uint8)
+        mask = np.tile(np.linspace(0, 1, 40, dtype=np.float32), (40, 1))
+        result = al.paste_face(photo, face, similarity(1, 0, 0, 0), mask=mask)
+        np.testing.assert_allclose(result[20, :, 1], mask[20] * 200, atol=1)
+
+    def test_bad_shapes(self):
+        photo = np.zeros((40, 40, 3), np.uint8)
+        with pytest.raises(ValueError, match="square"):
+            al.paste_face(photo, photo[:20], similarity(1, 0, 0, 0))
+        with pytest.raises(ValueError, match="mask"):
+            al.paste_face(photo, photo, similarity(1, 0, 0, 0), mask=np.ones((3, 3)))
+
+
+def test_real_photo_round_trip():
+    photo = np.ascontiguousarray(astronaut()[..., ::-1])
+    points = np.array([[208.0, 107], [247, 106], [228, 128], [210, 147], [247, 146]])
+    crop, matrix = al.align_face(photo, points, 256)
+    np.testing.assert_allclose(al.transform_points(points, matrix), al.template_points("ffhq", 256), atol=10)
+    result = al.paste_face(photo, crop, matrix)
+    assert np.abs(result.astype(int) - photo).mean() < 0.5
+
+
+def test_importing_alignment_stays_light():
+    code = "import sys, sgpn_data.alignment, sgpn_data.degradation; print({'torch', 'basicsr'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,123 @@
+"""Tests of the discriminator and of the prior generator."""
+
+import pytest
+import torch
+from torch import nn
+
+from sgpn_arch import build_network
+from sgpn_arch.sgpn_arch import SGPN
+from sgpn_arch.stylegan2_arch import ConcatStyleGAN2Generator, ResidualBlock, SGPNDiscriminator
+
+TINY = {"size": 64, "width": 0.02, "max_channels": 12}
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("size", [64, 128, 256])
+@pytest.mark.parametrize("width", [0.01, 0.03])
+def test_discriminator_gives_one_logit_per_picture(size, width):
+    network = SGPNDiscriminator(size, width, 12)
+    logits = network(torch.randn(4, 3, size, size))
+    assert logits.shape == (4, 1)
+    nn.functional.softplus(logits).mean().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("size", [512, 1024])
+def test_discriminator_has_a_block_per_scale(size):
+    with torch.device("meta"):
+        network = SGPNDiscriminator(size)
+    assert len(network.blocks) == size.bit_length() - 3
+    assert network.final_linear[0].weight.shape == (512, 8192)
+
+
+def test_discriminator_compares_the_samples_of_a_batch():
+    network = SGPNDiscriminator(**TINY)
+    pictures = torch.randn(4, 3, 64, 64)
+    assert not torch.allclose(network(pictures)[:1], network(pictures[:1]), atol=1e-4)
+    alone = SGPNDiscriminator(**TINY, stddev_group=1)
+    torch.testing.assert_close(alone(pictures)[:1], alone(pictures[:1]), atol=1e-4, rtol=1e-4)
+
+
+def test_r1_penalty_trains_the_discriminator_as_finite_differences_say():
+    network = SGPNDiscriminator(**TINY).double()
+    pictures = torch.randn(2, 3, 64, 64, dtype=torch.float64, requires_grad=True)
+    weight = network.blocks[1].conv1.conv.weight
+
+    def penalty():
+        gradient = torch.autograd.grad(network(pictures).sum(), pictures, create_graph=True)[0]
+        return gradient.square().sum(dim=(1, 2, 3)).mean()
+
+    analytic = torch.autograd.grad(penalty(), weight)[0][0, 0, 1, 1].item()
+    values = []
+    # The penalty jumps where an activation changes sign; the step is so small that none does.
+    for step in (1e-8, -1e-8):
+        with torch.no_grad():
+            weight[0, 0, 1, 1] += step
+        values.append(penalty().item())
+        with torch.no_grad():
+            weight[0, 0, 1, 1] -= step
+    assert analytic == pytest.approx((values[0] - values[1]) / 2e-8, rel=1e-2, abs=1e-8)
+
+
+def test_residual_block_keeps_variance():
+    block = ResidualBlock(32, 32)
+    with torch.no_grad():
+        out = block(torch.randn(2, 32, 64, 64))
+    assert out.shape == (2, 32, 32, 32)
+    assert 0.2 < out.std().item() < 1.2
+
+
+def test_discriminator_under_autocast_is_close():
+    network = SGPNDiscriminator(**TINY).eval()
+    pictures = torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        logits = network(pictures)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = network(pictures)
+    assert half.dtype == torch.float32
+    assert (half - logits).abs().max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: SGPNDiscriminator(size=100), "size is 100"),
+        (lambda: SGPNDiscriminator(**TINY, stddev_group=0), "stddev_group is 0"),
+        (lambda: SGPNDiscriminator(**TINY)(torch.zeros(1, 3, 32, 32)), r"image has shape \(1, 3, 32, 32\)"),
+        (lambda: ConcatStyleGAN2Generator(**TINY, style_dim=16)(torch.zeros(1, 8)), r"z has shape \(1, 8\)"),
+    ],
+)
+def test_wrong_arguments_are_named(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_prior_generator_makes_pictures_that_noise_changes_once_its_weight_is_learnt():
+    network = build_network({"type": "ConcatStyleGAN2Generator", **TINY, "style_dim": 16, "mapping_layers": 2})
+    z = torch.randn(2, 16)
+    first = network(z)
+    assert first.shape == (2, 3, 64, 64)
+    assert torch.equal(first, network(z))
+    for conv in network.decoder.convs:
+        nn.init.constant_(conv.weight, 0.5)
+    noise = network.draw_noise(z)
+    assert not torch.allclose(network(z), network(z))
+    assert torch.equal(network(z, noise), network(z, noise))
+    network(z).square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_prior_initialises_the_decoder_of_sgpn():
+    prior = ConcatStyleGAN2Generator(**TINY, style_dim=16)
+    network = SGPN(**TINY, style_dim=16, latent_dim=8, coeff_dim=5)
+    result = network.decoder.load_state_dict(prior.decoder.state_dict(), strict=False)
+    assert not result.unexpected_keys
+    assert all(".fusion.mask." in name for name in result.missing_keys)
+    w = torch.randn(1, 16)
+    features = {r: torch.randn(1, c, r, r) for r, c in prior.channels.items()}
+    torch.testing.assert_close(network.decoder(w, features, features)[0], prior.decoder(w, features)[0])
