@@ -35,10 +35,7 @@ DEFAULTS = {
     "min_size": 1,
 }
 # Keys of a dataset's section that others read: the registry, the training loop and its loader.
-LOADER_KEYS = {
-    "type", "name", "phase", "batch_size_per_gpu", "num_worker_per_gpu", "dataset_enlarge_ratio",
-    "use_shuffle", "prefetch_mode", "num_prefetch_queue", "pin_memory", "persistent_workers",
-}  # fmt: skip
+LOADER_KEYS = {"type", "name", "phase", "batch_size_per_gpu", "num_worker_per_gpu"}
 
 # iBUG-68 indices, 0-based. The jaw runs from the image's left to its right; each eye starts at its image-left
 # corner and goes over the upper lid first; the lips likewise start at the image-left corner.

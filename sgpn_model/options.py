@@ -15,7 +15,6 @@ TOP_LEVEL = {
 PATH_KEYS = {"experiments_root", "pretrain_network_g", "pretrain_network_shape", "pretrain_backbone", "resume_state"}
 LOGGER_KEYS = {"print_freq", "save_checkpoint_freq", "use_tb_logger"}
 VAL_KEYS = {"val_freq", "save_images", "metrics"}
-LOADER_KEYS = {"batch_size", "num_workers"}
 
 
 class OptionError(ValueError):
@@ -45,11 +44,9 @@ def check_plugin(opt: Mapping, registry, where: str) -> None:
     if opt["type"] not in registry:
         raise OptionError(f"{where}.type: unknown name '{opt['type']}'{nearest(opt['type'], registry.keys())}")
     plugin = registry.get(opt["type"])
-    if hasattr(plugin, "OPTIONS"):  # takes one dict of options, as BasicSR's datasets do
-        check_keys(opt, {"type", *plugin.OPTIONS}, where)
-        return
     parameters = inspect.signature(plugin).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+    takes_dict = [parameter.name for parameter in parameters] == ["opt"]  # as BasicSR's datasets; they check it themselves
+    if takes_dict or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
     check_keys(opt, {"type", *(parameter.name for parameter in parameters)}, where)
 

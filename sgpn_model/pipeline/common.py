@@ -11,7 +11,7 @@ import sgpn_data
 import sgpn_model
 from sgpn_arch import load_plugins
 from sgpn_arch.registry import DATASET_REGISTRY
-from sgpn_model.options import LOADER_KEYS, OptionError, check_plugin
+from sgpn_model.options import OptionError, check_plugin
 
 
 def choose_device(name: str) -> torch.device:
@@ -35,12 +35,11 @@ def fill_registries() -> None:
 
 
 def build_dataset(opt: dict, phase: str) -> Dataset:
-    """Builds the dataset that ``datasets.PHASE`` describes (loader options are left out)."""
+    """Builds the dataset that ``datasets.PHASE`` describes."""
     where = f"datasets.{phase}"
-    own = {key: value for key, value in opt.items() if key not in LOADER_KEYS}
-    check_plugin(own, DATASET_REGISTRY, where)
+    check_plugin(opt, DATASET_REGISTRY, where)
     try:
-        return DATASET_REGISTRY.get(own["type"])({**own, "phase": phase})
+        return DATASET_REGISTRY.get(opt["type"])({**opt, "phase": phase})
     except (KeyError, ValueError, FileNotFoundError) as error:
         raise OptionError(f"{where}: {error.args[0]}") from error
 
@@ -62,12 +61,12 @@ class ResumableSampler(Sampler[int]):
 
 def training_batches(dataset: Dataset, opt: dict, seed: int, step: int) -> Iterator[dict]:
     """Endless batches from the batch of ``step`` on; the same whether or not the run was interrupted before."""
-    batch_size = opt.get("batch_size", 8)
+    batch_size = opt.get("batch_size_per_gpu", 8)
     per_epoch = len(dataset) // batch_size
     if not per_epoch:
-        raise OptionError(f"datasets.train.batch_size: {batch_size} is more than the {len(dataset)} images there are")
+        raise OptionError(f"datasets.train.batch_size_per_gpu: {batch_size} is more than the {len(dataset)} images there are")
     sampler = ResumableSampler(len(dataset), seed)
-    workers = opt.get("num_workers", 0)
+    workers = opt.get("num_worker_per_gpu", 0)
     loader = DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers, drop_last=True)
     while True:
         sampler.epoch, done = divmod(step, per_epoch)
@@ -80,4 +79,4 @@ def training_batches(dataset: Dataset, opt: dict, seed: int, step: int) -> Itera
 
 def evaluation_batches(dataset: Dataset, opt: dict) -> DataLoader:
     """Every item once, in order."""
-    return DataLoader(dataset, opt.get("batch_size", 8), num_workers=opt.get("num_workers", 0))
+    return DataLoader(dataset, opt.get("batch_size_per_gpu", 8), num_workers=opt.get("num_worker_per_gpu", 0))

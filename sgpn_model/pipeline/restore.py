@@ -1,0 +1,239 @@
+"""What ``sgpn restore`` runs: photos and folders in, restored photos and their parts out."""
+
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from sgpn_model.image_io import READ_SUFFIXES, WRITE_SUFFIXES, ImageError, Photo, read_photo, write_photo, write_picture
+from sgpn_model.restorer import FaceRestorer, RestoredFace, RestoreResult
+from sgpn_model.sheet import comparison_sheet
+
+PARTS = "parts"
+DEMO_NAME = "astronaut"
+# The demonstration's degradation: a photo whose face is about 100 pixels wide, made hard but not hopeless.
+DEMO_SEED = 0
+DEMO_RANGES = {"blur_sigma": 1.5, "downsample": 3.0, "noise": 6.0, "jpeg": 60, "isotropic_probability": 1.0}
+
+
+class InputError(ValueError):
+    """Inputs and output that do not go together; the message says which."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One photo to restore: where it lies, where its result goes, and the name that its parts begin with."""
+
+    source: Path
+    target: Path
+    name: str
+
+
+@dataclass
+class Summary:
+    """What became of the photos."""
+
+    faces: int = 0
+    restored: int = 0
+    without_face: int = 0
+    failed: int = 0
+
+    def __str__(self) -> str:
+        text = f"restored {_count(self.faces, 'face')} in {_count(self.restored, 'photo')}"
+        if self.without_face:
+            text += f"; {_count(self.without_face, 'photo')} without a face copied"
+        return text + (f"; {self.failed} failed" if self.failed else "")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def run(
+    inputs: Sequence[str],
+    output: str = "results",
+    aligned: bool = False,
+    weights: str = "default",
+    device: str = "auto",
+    detector: str = "auto",
+    only_largest: bool = False,
+    save_parts: bool = False,
+    ext: str = "auto",
+    demo: bool = False,
+    allow_download: bool = False,
+) -> int:
+    """Restores photos and returns the exit code: 0 if all went well, 1 if a photo failed.
+
+    Args:
+        inputs: photos, and folders whose photos (not those of folders inside them) are restored.
+        output: the folder for results; ``output/parts`` gets the parts.
+        aligned: the photos are aligned faces. weights, device, detector, allow_download: of ``FaceRestorer``.
+        only_largest: restore one face a photo. save_parts: write crops, renderings, masks and sheets too.
+        ext: "png" or "jpg"; "auto" is the photo's own where that can be written, else png.
+        demo: restore a degraded picture of the astronaut that comes with scikit-image, ``inputs`` is not looked at.
+
+    Raises:
+        InputError: before any work: no photos, a missing one, or a result that would overwrite an input.
+        CheckpointError, DetectorError, OptionError: the restorer cannot be built.
+    """
+    folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; -o takes a folder")
+    jobs = [] if demo else plan(find_photos(inputs), folder, ext, save_parts)
+    restorer = FaceRestorer.from_pretrained(weights, device, detector, allow_download)
+    if demo:
+        jobs = [_demo_job(folder, ext)]
+    summary = Summary()
+    for job in tqdm(jobs, desc="restoring", unit="photo", disable=len(jobs) == 1 or None, file=sys.stderr):
+        _restore_one(restorer, job, summary, aligned, only_largest, save_parts)
+    print(f"{summary}: results in {folder}")
+    return 1 if summary.failed else 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which photos, and under which names
+
+
+def find_photos(inputs: Iterable[str]) -> list[Path]:
+    """The photos that the inputs mean, in their order, each once; of a folder its own photos, sorted.
+
+    Raises:
+        InputError: an input does not exist, or a folder holds no photo.
+    """
+    photos: dict[Path, Path] = {}
+    for path in map(Path, inputs):
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder")
+        photos.update((photo.resolve(), photo) for photo in (_photos_in(path) if path.is_dir() else [path]))
+    return list(photos.values())
+
+
+def _photos_in(folder: Path) -> list[Path]:
+    photos = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in READ_SUFFIXES and path.is_file() and not path.name.startswith(".")
+    )
+    if not photos:
+        raise InputError(f"{folder}: holds no photo (looked for {', '.join(READ_SUFFIXES)}; not in folders inside it)")
+    return photos
+
+
+def plan(photos: Sequence[Path], folder: Path, ext: str, save_parts: bool) -> list[Job]:
+    """One job per photo. Photos of one name get different ones: the second ``a`` becomes ``a_2``.
+
+    Raises:
+        InputError: a result would overwrite an input.
+    """
+    taken = set()
+    jobs = []
+    for photo, name in zip(photos, _distinct_names(photos), strict=True):
+        jobs.append(Job(photo, folder / f"{name}{_suffix(photo, ext)}", name))
+        taken.add(photo.resolve())
+    for job in jobs:
+        if job.target.resolve() in taken:
+            raise InputError(f"{job.target}: the result would overwrite an input; choose another folder with -o")
+    if save_parts and any(path.parent == (folder / PARTS).resolve() for path in taken):
+        raise InputError(f"{folder / PARTS}: holds inputs and would receive parts; choose another folder with -o")
+    return jobs
+
+
+def _distinct_names(photos: Sequence[Path]) -> list[str]:
+    """The photos' stems; a repeated one (file systems may ignore case) is numbered, avoiding every other stem."""
+    reserved = {photo.stem.lower() for photo in photos}
+    used: set[str] = set()
+    names = []
+    for photo in photos:
+        name, number = photo.stem, 1
+        while name.lower() in used or (number > 1 and name.lower() in reserved):
+            number += 1
+            name = f"{photo.stem}_{number}"
+        used.add(name.lower())
+        names.append(name)
+    return names
+
+
+def _suffix(photo: Path, ext: str) -> str:
+    if ext != "auto":
+        return f".{ext}"
+    own = photo.suffix.lower()
+    return own if own in WRITE_SUFFIXES else ".png"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One photo
+
+
+def _restore_one(restorer: FaceRestorer, job: Job, summary: Summary, aligned, only_largest, save_parts) -> None:
+    """Restores one photo and counts what became of it; whatever happens, the others get their turn."""
+    try:
+        photo = read_photo(job.source)
+        result = restorer.restore(photo.bgr, aligned, only_largest)
+        _write(job, photo, result)
+        if save_parts:
+            save_faces(result.faces, job.target.parent / PARTS, job.name)
+    except Exception as error:  # a photo that breaks something must not cost the user the rest of the album
+        summary.failed += 1
+        known = str(error).startswith(str(job.source)) or isinstance(error, ImageError)
+        _warn(f"error: {error}" if known else f"error: {job.source}: {type(error).__name__}: {error}")
+        return
+    summary.faces += len(result.faces)
+    summary.restored += bool(result.faces)
+    if not result.faces:
+        summary.without_face += 1
+        _warn(f"warning: {job.source}: no face found; copied as it is")
+
+
+def _write(job: Job, photo: Photo, result: RestoreResult) -> None:
+    unchanged = not result.faces and job.source.suffix.lower() == job.target.suffix
+    if unchanged:
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(job.source, job.target)
+        return
+    alpha = photo.alpha
+    if alpha is not None and alpha.shape != result.image.shape[:2]:  # an aligned crop that grew
+        alpha = cv2.resize(alpha, result.image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    write_photo(job.target, Photo(result.image, alpha, photo.icc_profile))
+
+
+def save_faces(faces: Sequence[RestoredFace], folder: Path, name: str) -> None:
+    """Writes NAME_00_crop.png, _render, _mask (where there is one), _restored and _sheet for each face."""
+    for number, face in enumerate(faces):
+        parts = {"crop": face.crop, "render": face.render, "mask": face.mask, "restored": face.restored}
+        parts = {part: picture for part, picture in parts.items() if picture is not None}
+        sheet = comparison_sheet({_TITLES[part]: picture for part, picture in parts.items()})
+        for part, picture in {**parts, "sheet": sheet}.items():
+            write_picture(folder / f"{name}_{number:02d}_{part}.png", picture)
+
+
+_TITLES = {"crop": "input", "render": "3D rendering", "mask": "mask (white: photo)", "restored": "restored"}
+
+
+def _warn(text: str) -> None:
+    tqdm.write(f"sgpn: {text}", file=sys.stderr)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The demonstration
+
+
+def degraded_astronaut() -> np.ndarray:
+    """scikit-image's astronaut (NASA, public domain), degraded with a fixed seed: uint8 512x512x3 BGR."""
+    from skimage.data import astronaut
+
+    from sgpn_data.degradation import Degradation
+
+    clean = astronaut()[..., ::-1].astype(np.float32) / 255
+    degraded = Degradation("gfpgan", **DEMO_RANGES)(clean, np.random.default_rng(DEMO_SEED))
+    return np.clip(np.rint(degraded * 255), 0, 255).astype(np.uint8)
+
+
+def _demo_job(folder: Path, ext: str) -> Job:
+    source = folder / f"{DEMO_NAME}_degraded.png"
+    write_picture(source, degraded_astronaut())
+    return Job(source, folder / f"{DEMO_NAME}{_suffix(source, ext)}", DEMO_NAME)

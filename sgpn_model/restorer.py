@@ -1,0 +1,368 @@
+"""Photo in, photo out: detect faces, align them, run the shape prior and the network, and paste the results back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sgpn_arch import build_network
+from sgpn_arch.face3d.morphable_model import MorphableModel
+from sgpn_arch.face3d.shape_prior import ShapePrior
+from sgpn_arch.fusion_arch import mask_pictures
+from sgpn_data.alignment import (
+    TEMPLATES,
+    align_face,
+    feather_mask,
+    invert_similarity,
+    paste_face,
+    similarity_scale,
+    template_points,
+    transform_points,
+)
+from sgpn_model.checkpoint import FORMAT, Checkpoint, CheckpointError, load_checkpoint, load_weights
+from sgpn_model.detection import Detection, Detector, build_detector
+from sgpn_model.options import OptionError, nearest
+
+WEIGHTS_FOLDER = Path(__file__).parent / "weights"
+BATCH_SIZE = 4
+
+# A photo whose channels differ by less than this many grey levels on average is black and white, and stays so.
+GREY_TOLERANCE = 2.0
+# Parts of the crop's size: where the low frequencies of a restored face begin to be led over into the photo's, how
+# softly, and what counts as low.
+SEAM_INSET, SEAM_SIGMA, SEAM_BLUR = 0.14, 0.035, 0.06
+# How sharply neighbouring faces are told apart: the width of the transition in face heights is about 1 / this.
+NEIGHBOUR_STEEPNESS = 24.0
+# How far from square a crop may be that is said to be aligned.
+ALIGNED_TOLERANCE = 0.05
+
+
+@dataclass
+class RestoredFace:
+    """One face, and everything that was computed for it; S is the network's size.
+
+    Attributes:
+        crop: (S, S, 3) uint8 BGR, the degraded face, aligned. render: the same of the 3D rendering, black outside.
+        restored: (S, S, 3) uint8 BGR. mask: (S, S) uint8, the paper's mask picture (channel mean of the finest AFFB
+            mask; white trusts the photo, black the rendering), or None for a fusion without masks.
+        coefficients: (D,) float32 of the shape prior. points5: (5, 2) OpenCV pixels of the crop.
+        matrix: (2, 3) from OpenCV pixels of the photo to the crop's.
+        detection: where the face was found, or None where an aligned crop was taken on trust.
+    """
+
+    crop: np.ndarray
+    render: np.ndarray
+    restored: np.ndarray
+    mask: np.ndarray | None
+    coefficients: np.ndarray
+    points5: np.ndarray
+    matrix: np.ndarray
+    detection: Detection | None
+
+
+@dataclass
+class RestoreResult:
+    """The restored photo (uint8 HxWx3 BGR; a copy of the input where there is no face) and its faces, largest first."""
+
+    image: np.ndarray
+    faces: list[RestoredFace]
+
+
+class FaceRestorer:
+    """Restores the faces of photos; :meth:`from_pretrained` builds one from a file of weights.
+
+    Args:
+        network: an SGPN: called with photo, rendering and coefficients; has ``size``.
+        prior: the shape prior: called with crops and five points.
+        template: name of the alignment template that the network was trained on.
+        detector: finds faces.
+        device: where the networks run.
+    """
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        prior: ShapePrior,
+        template: str,
+        detector: Detector,
+        device: torch.device | str = "cpu",
+    ):
+        self.device = torch.device(device)
+        self.network = network.eval().to(self.device, memory_format=torch.channels_last)
+        self.prior = prior.eval().to(self.device)
+        self.template = template
+        self.detector = detector
+
+    @classmethod
+    def from_pretrained(
+        cls, weights: str | Path = "default", device: str = "auto", detector: str = "auto", allow_download: bool = False
+    ) -> "FaceRestorer":
+        """Builds a restorer from weights that ship with the library or from a checkpoint file.
+
+        Args:
+            weights: a name in :func:`available_weights`, "default", or a path.
+            device: "auto" (CUDA where there is any), "cpu" or "cuda".
+            detector: "auto" or a name in ``sgpn_model.detection.DETECTORS``.
+            allow_download: whether the detector may fetch its weights.
+
+        Raises:
+            CheckpointError, DetectorError, OptionError: the message says what to do.
+        """
+        path = find_weights(weights)
+        place = choose_device(device)
+        checkpoint = load_checkpoint(path)
+        network, prior, template = _build(checkpoint, path)
+        return cls(network, prior, template, build_detector(detector, str(place), allow_download), place)
+
+    @property
+    def size(self) -> int:
+        """Side of the crops, in pixels."""
+        return self.network.size
+
+    def restore(self, bgr: np.ndarray, aligned: bool = False, only_largest: bool = False) -> RestoreResult:
+        """Restores a photo.
+
+        Args:
+            bgr: uint8 HxWx3 BGR.
+            aligned: the photo is one face, already aligned to the template. The result keeps the photo's size where
+                that is larger than the network's, and otherwise has the network's, so that nothing is lost.
+            only_largest: restore only the largest face; ignored when ``aligned``.
+
+        Raises:
+            ValueError: not a uint8 HxWx3 array; or not nearly square though ``aligned``.
+        """
+        if not (isinstance(bgr, np.ndarray) and bgr.dtype == np.uint8 and bgr.ndim == 3 and bgr.shape[2] == 3):
+            raise ValueError(f"restore: expected a uint8 HxWx3 BGR photo, found {getattr(bgr, 'dtype', type(bgr))}")
+        if bgr.size == 0:
+            raise ValueError("restore: the photo is empty")
+        faces = [self._aligned_face(bgr)] if aligned else self._find_faces(bgr, only_largest)
+        for start in range(0, len(faces), BATCH_SIZE):
+            self._restore_batch(faces[start : start + BATCH_SIZE])
+        if is_grey(bgr):
+            for face in faces:
+                face.restored = _to_grey(face.restored)
+        image = _resize_like(faces[0].restored, bgr) if aligned else paste_faces(bgr, faces)
+        return RestoreResult(image, faces)
+
+    def _find_faces(self, bgr: np.ndarray, only_largest: bool) -> list[RestoredFace]:
+        detections = self.detector.detect(bgr)
+        faces = []
+        for detection in detections[:1] if only_largest else detections:
+            crop, matrix = align_face(bgr, detection.points5, self.size, self.template)
+            faces.append(_new_face(crop, transform_points(detection.points5, matrix), matrix, detection))
+        return faces
+
+    def _aligned_face(self, bgr: np.ndarray) -> RestoredFace:
+        height, width = bgr.shape[:2]
+        if abs(height - width) > ALIGNED_TOLERANCE * max(height, width):
+            raise ValueError(
+                f"an aligned face must be square, but the picture is {width}x{height}: restore it as a whole photo "
+                "(without 'aligned') or crop it"
+            )
+        x, y = self.size / width, self.size / height
+        matrix = np.array([[x, 0, 0.5 * x - 0.5], [0, y, 0.5 * y - 0.5]])
+        shrinks = min(x, y) < 1
+        crop = cv2.resize(bgr, (self.size, self.size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        found = self.detector.detect(bgr)
+        if not found:
+            return _new_face(crop, template_points(self.template, self.size), matrix, None)
+        return _new_face(crop, transform_points(found[0].points5, matrix), matrix, found[0])
+
+    @torch.inference_mode()
+    def _restore_batch(self, faces: Sequence[RestoredFace]) -> None:
+        """Fills in what the networks say about the faces."""
+        crops = to_tensor([face.crop for face in faces]).to(self.device, memory_format=torch.channels_last)
+        points = torch.tensor(np.stack([face.points5 for face in faces]), dtype=torch.float32, device=self.device)
+        shape = self.prior(crops, points)
+        images, masks = self.network(crops, shape.render, shape.coeffs, return_masks=True)
+        pictures = mask_pictures(masks)
+        finest = to_grey_images(pictures[max(pictures)], self.size) if pictures else [None] * len(faces)
+        results = zip(
+            to_images(images), to_images(shape.render), finest, shape.coeffs.float().cpu().numpy(), strict=True
+        )
+        for face, (restored, render, mask, coefficients) in zip(faces, results, strict=True):
+            face.restored, face.render, face.mask, face.coefficients = restored, render, mask, coefficients
+
+
+def _new_face(crop, points5, matrix, detection) -> RestoredFace:
+    nothing = np.zeros_like(crop)
+    return RestoredFace(crop, nothing, nothing, None, np.zeros(0, np.float32), points5, matrix, detection)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights
+
+
+def available_weights() -> list[str]:
+    """Names of the checkpoints that ship with the library."""
+    return sorted(path.stem for path in WEIGHTS_FOLDER.glob("*.safetensors") if _is_checkpoint(path))
+
+
+def _is_checkpoint(path: Path) -> bool:
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (OSError, SafetensorError):
+        return False
+
+
+def find_weights(name: str | Path) -> Path:
+    """The file that a name or a path of weights means; ``weights/default.txt`` holds the name of the default.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if name == "default":
+        name = (WEIGHTS_FOLDER / "default.txt").read_text(encoding="utf-8").strip()
+    shipped = WEIGHTS_FOLDER / f"{name}.safetensors"
+    if shipped.is_file() and Path(name).name == str(name):
+        return shipped
+    if Path(name).is_file():
+        return Path(name)
+    raise CheckpointError(
+        f"weights '{name}': no such file, and no weights of this name ship{nearest(str(name), available_weights())}"
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """ "auto" is CUDA where there is any.
+
+    Raises:
+        OptionError: CUDA is asked for and there is none, or the name is unknown.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise OptionError(f"device '{name}' is unknown: write auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise OptionError(f"device '{name}': PyTorch sees no CUDA device; use cpu or auto")
+    return device
+
+
+def _build(checkpoint: Checkpoint, path: Path) -> tuple[torch.nn.Module, ShapePrior, str]:
+    """The network, the shape prior and the template's name that a checkpoint describes."""
+    networks = {}
+    for name in ("network_g", "network_shape"):
+        if name not in checkpoint.weights:
+            raise CheckpointError(f"{path}: holds no '{name}', which a restoration needs")
+        try:
+            networks[name] = build_network(checkpoint.metadata["archs"][name])
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {name}: {error}") from error
+        load_weights(networks[name], checkpoint.weights[name], f"{path}: {name}")
+    template = checkpoint.metadata.get("template")
+    if template not in TEMPLATES:
+        raise CheckpointError(f"{path}: unknown alignment template {template!r} (known: {', '.join(TEMPLATES)})")
+    try:
+        prior = ShapePrior(networks["network_shape"], _morphable_model(checkpoint.metadata.get("morphable_model")))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if networks["network_g"].coeff_dim != prior.coeff_dim:
+        raise CheckpointError(
+            f"{path}: the network takes {networks['network_g'].coeff_dim} coefficients, the shape prior gives {prior.coeff_dim}"
+        )
+    return networks["network_g"], prior, template
+
+
+def _morphable_model(name: str | None) -> MorphableModel:
+    if name == "open":
+        return MorphableModel.open()
+    if name and Path(name).is_file():
+        return MorphableModel.load(name)
+    raise ValueError(f"morphable model {name!r}: neither 'open' nor a file on this machine")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures and tensors
+
+
+def to_tensor(pictures: Sequence[np.ndarray]) -> Tensor:
+    """uint8 BGR pictures (S, S, 3) -> (N, 3, S, S) float RGB in [-1, 1]."""
+    stacked = np.stack(pictures)[..., ::-1].transpose(0, 3, 1, 2)
+    return torch.from_numpy(stacked.astype(np.float32)) / 127.5 - 1
+
+
+def to_images(batch: Tensor) -> list[np.ndarray]:
+    """(N, 3, S, S) RGB, about [-1, 1] -> uint8 BGR pictures (S, S, 3), rounded."""
+    levels = ((batch.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return [np.ascontiguousarray(picture[..., ::-1]) for picture in levels.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def to_grey_images(batch: Tensor, size: int) -> list[np.ndarray]:
+    """(N, 1, r, r) in [0, 1] -> uint8 pictures (size, size)."""
+    resized = torch.nn.functional.interpolate(batch.float(), size=(size, size), mode="bilinear", align_corners=False)
+    return list((resized[:, 0].clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
+
+
+def is_grey(bgr: np.ndarray) -> bool:
+    """Whether a photo is black and white, up to the colour noise of JPEG."""
+    step = max(1, int(np.sqrt(bgr.shape[0] * bgr.shape[1] / 1e6)))  # a megapixel is enough to tell
+    sample = bgr[::step, ::step].astype(np.int16)
+    return float((sample.max(axis=2) - sample.min(axis=2)).mean()) < GREY_TOLERANCE
+
+
+def _to_grey(bgr: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+
+
+def _resize_like(restored: np.ndarray, bgr: np.ndarray) -> np.ndarray:
+    """A restored aligned crop at the size of its photo, or at its own size in the photo's shape if that is larger."""
+    height, width = bgr.shape[:2]
+    factor = max(1.0, restored.shape[0] / max(height, width))
+    size = round(width * factor), round(height * factor)
+    return restored if size == restored.shape[1::-1] else cv2.resize(restored, size, interpolation=cv2.INTER_CUBIC)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pasting back
+
+
+def paste_faces(bgr: np.ndarray, faces: Sequence[RestoredFace]) -> np.ndarray:
+    """The photo with every restored face in its place; pixels outside the crops are the photo's own.
+
+    Near its border a face takes the photo's low frequencies, so no seam shows where the network shifts colours; and
+    where two crops overlap each pixel belongs to the nearer face, so that no face is covered by a neighbour's
+    background. Both are choices of ours.
+    """
+    result = bgr.copy()
+    # The smallest first: what little two faces still share goes to the larger.
+    for face in reversed(faces):
+        others = [other for other in faces if other is not face]
+        mask = feather_mask(face.crop.shape[0]) * ownership(face, others)
+        paste_face(result, match_seam(face.restored, face.crop), face.matrix, mask=mask, in_place=True)
+    return result
+
+
+def match_seam(restored: np.ndarray, crop: np.ndarray) -> np.ndarray:
+    """A restored face (S, S, 3) that has the crop's low frequencies towards the border, and its own inside."""
+    size = crop.shape[0]
+    difference = crop.astype(np.float32) - restored
+    low = cv2.GaussianBlur(difference, (0, 0), SEAM_BLUR * size, borderType=cv2.BORDER_REPLICATE)
+    outside = 1 - feather_mask(size, SEAM_INSET, SEAM_SIGMA)[..., None]
+    return np.clip(np.rint(restored + low * outside), 0, 255).astype(np.uint8)
+
+
+def ownership(face: RestoredFace, others: Sequence[RestoredFace]) -> np.ndarray:
+    """How much each pixel of a face's crop belongs to it rather than to a neighbour: (S, S) float32 in 0..1.
+
+    Distances are measured from the middle of a face's five points, in sides of its crop.
+    """
+    size = face.crop.shape[0]
+    own = face.points5.mean(axis=0)
+    share = np.ones((size, size), np.float32)
+    y, x = np.mgrid[:size, :size].astype(np.float32)
+    for other in others:
+        centre = transform_points(
+            transform_points(other.points5.mean(axis=0), invert_similarity(other.matrix)), face.matrix
+        )
+        side = other.crop.shape[0] * similarity_scale(face.matrix) / similarity_scale(other.matrix)
+        nearer = np.hypot(x - centre[0], y - centre[1]) / side - np.hypot(x - own[0], y - own[1]) / size
+        share *= 1 / (1 + np.exp(-NEIGHBOUR_STEEPNESS * nearer))
+    return share

