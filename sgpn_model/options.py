@@ -10,11 +10,11 @@ import yaml
 
 TOP_LEVEL = {
     "name", "model_type", "manual_seed", "device", "num_threads", "precision",
-    "datasets", "path", "train", "val", "logger", "metrics", "report",
+    "datasets", "path", "train", "val", "logger", "restorers", "judge", "metrics",
 }  # fmt: skip
 PATH_KEYS = {"experiments_root", "pretrain_network_g", "pretrain_network_shape", "pretrain_backbone", "resume_state"}
 LOGGER_KEYS = {"print_freq", "save_checkpoint_freq", "use_tb_logger"}
-VAL_KEYS = {"val_freq", "save_images", "metrics"}
+VAL_KEYS = {"val_freq", "save_images"}
 
 
 class OptionError(ValueError):
@@ -45,7 +45,9 @@ def check_plugin(opt: Mapping, registry, where: str) -> None:
         raise OptionError(f"{where}.type: unknown name '{opt['type']}'{nearest(opt['type'], registry.keys())}")
     plugin = registry.get(opt["type"])
     parameters = inspect.signature(plugin).parameters.values()
-    takes_dict = [parameter.name for parameter in parameters] == ["opt"]  # as BasicSR's datasets; they check it themselves
+    takes_dict = [parameter.name for parameter in parameters] == [
+        "opt"
+    ]  # as BasicSR's datasets; they check it themselves
     if takes_dict or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
     check_keys(opt, {"type", *(parameter.name for parameter in parameters)}, where)

@@ -23,7 +23,10 @@ class MobileNetFeatures(nn.Module):
     def __init__(self):
         super().__init__()
         self.stages = models.mobilenet_v2(weights=None).features[: TAPS[-1] + 1]
-        state = {key: value.float() if value.is_floating_point() else value for key, value in load_file(FEATURES_FILE).items()}
+        state = {
+            key: value.float() if value.is_floating_point() else value
+            for key, value in load_file(FEATURES_FILE).items()
+        }
         self.stages.load_state_dict(state)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))

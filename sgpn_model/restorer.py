@@ -24,7 +24,7 @@ from sgpn_data.alignment import (
     template_points,
     transform_points,
 )
-from sgpn_model.checkpoint import FORMAT, Checkpoint, CheckpointError, load_checkpoint, load_weights
+from sgpn_model.checkpoint import FORMAT, CheckpointError, load_checkpoint, load_weights
 from sgpn_model.detection import Detection, Detector, build_detector
 from sgpn_model.options import OptionError, nearest
 
@@ -113,10 +113,8 @@ class FaceRestorer:
         Raises:
             CheckpointError, DetectorError, OptionError: the message says what to do.
         """
-        path = find_weights(weights)
         place = choose_device(device)
-        checkpoint = load_checkpoint(path)
-        network, prior, template = _build(checkpoint, path)
+        network, prior, template = load_networks(weights)
         return cls(network, prior, template, build_detector(detector, str(place), allow_download), place)
 
     @property
@@ -224,9 +222,9 @@ def find_weights(name: str | Path) -> Path:
         return shipped
     if Path(name).is_file():
         return Path(name)
-    raise CheckpointError(
-        f"weights '{name}': no such file, and no weights of this name ship{nearest(str(name), available_weights())}"
-    )
+    known = available_weights()
+    hint = nearest(str(name), known) if known else " (none ship; give a checkpoint file)"
+    raise CheckpointError(f"weights '{name}': no such file, and no weights of this name ship{hint}")
 
 
 def choose_device(name: str) -> torch.device:
@@ -246,8 +244,14 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _build(checkpoint: Checkpoint, path: Path) -> tuple[torch.nn.Module, ShapePrior, str]:
-    """The network, the shape prior and the template's name that a checkpoint describes."""
+def load_networks(weights: str | Path) -> tuple[torch.nn.Module, ShapePrior, str]:
+    """The network, the shape prior and the alignment template's name of weights, by their name or path.
+
+    Raises:
+        CheckpointError: there are no such weights, or they do not describe a restoration.
+    """
+    path = find_weights(weights)
+    checkpoint = load_checkpoint(path)
     networks = {}
     for name in ("network_g", "network_shape"):
         if name not in checkpoint.weights:
@@ -272,11 +276,11 @@ def _build(checkpoint: Checkpoint, path: Path) -> tuple[torch.nn.Module, ShapePr
 
 
 def _morphable_model(name: str | None) -> MorphableModel:
-    if name == "open":
+    if name == "open_face":
         return MorphableModel.open()
     if name and Path(name).is_file():
         return MorphableModel.load(name)
-    raise ValueError(f"morphable model {name!r}: neither 'open' nor a file on this machine")
+    raise ValueError(f"morphable model {name!r}: neither the shipped "open_face" nor a file on this machine")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ class SGPNModel(TrainingModel):
       gan               loss_weight (1), r1_weight (10), r1_every (16), start_iter (0): steps before it train without
                         L_adv, which spares half of a short run's time (a choice of ours); ~ leaves L_adv out
       landmark_weight   of L_3dlm (100); the frozen regressor compares the output's 68 3D landmarks with the truth's
+      landmark_every    steps between evaluations of L_3dlm (1), which then counts as many times, as lazy R1 does
       mesh_weight       of L_mesh (100); the regressor on the degraded photo against the frozen one on the good photo
       train_shape       whether the regressor learns (true); otherwise it stays frozen and L_mesh is left out
       optim_g, optim_d, optim_shape   optimisers
@@ -33,7 +34,17 @@ class SGPNModel(TrainingModel):
 
     NETWORKS = ("network_g", "network_d", "network_shape")
     TRAIN_KEYS = frozenset(
-        {"losses", "gan", "landmark_weight", "mesh_weight", "train_shape", "optim_g", "optim_d", "optim_shape"}
+        {
+            "losses",
+            "gan",
+            "landmark_weight",
+            "landmark_every",
+            "mesh_weight",
+            "train_shape",
+            "optim_g",
+            "optim_d",
+            "optim_shape",
+        }  # fmt: skip
     )
 
     def build(self) -> None:
@@ -87,20 +98,18 @@ class SGPNModel(TrainingModel):
         """One step of generator and regressor, then one of the discriminator."""
         self.log = {}
         adversarial = self.gan is not None and step >= self.gan["start_iter"]
-        output = self._generator_step(adversarial)
+        output = self._generator_step(adversarial, step)
         if adversarial:
             self._discriminator_step(output.detach(), step)
         self.update_average(step)
 
-    def _generator_step(self, adversarial: bool) -> Tensor:
+    def _generator_step(self, adversarial: bool, step: int) -> Tensor:
         truth = self.batch["hq"]
         with torch.set_grad_enabled(self.train_shape):
             shape = self._shape(self.prior, self.batch["lq"])
-        with torch.no_grad():
-            wanted = self._shape_mesh(self.frozen_prior, truth, shape.transform)
         output = self._restore(self.networks["network_g"], shape)
         parts = {name: loss(output, truth) for name, loss in self.image_losses.items()}
-        parts.update(self._shape_losses(output, shape, wanted))
+        parts.update(self._shape_losses(output, shape, step))
         if adversarial:
             parts["adv"] = self.gan["loss_weight"] * nonsaturating_loss(self._judge(output), real=True)
         self.log.update({f"l_{name}": value.item() for name, value in parts.items()})
@@ -132,15 +141,22 @@ class SGPNModel(TrainingModel):
         with self.autocast():
             return self.networks["network_d"](images).float()
 
-    def _shape_losses(self, output: Tensor, shape: ShapeResult, wanted: Mesh) -> dict[str, Tensor]:
+    def _shape_losses(self, output: Tensor, shape: ShapeResult, step: int) -> dict[str, Tensor]:
+        every = self.train_opt.get("landmark_every", 1)
+        landmark_weight = self.train_opt.get("landmark_weight", 100.0) if step % every == 0 else 0.0
+        mesh_weight = self.train_opt.get("mesh_weight", 100.0) if self.train_shape else 0.0
+        if not (landmark_weight or mesh_weight):
+            return {}
+        with torch.no_grad():
+            wanted = self._shape_mesh(self.frozen_prior, self.batch["hq"], shape.transform)
         losses = {}
-        landmarks = self.prior.model.landmarks
-        if weight := self.train_opt.get("landmark_weight", 100.0):
+        if landmark_weight:
             found = self._shape_mesh(self.frozen_prior, output, shape.transform)
-            distance = landmark_loss_3d(found.vertices[:, landmarks], wanted.vertices[:, landmarks])
-            losses["landmark3d"] = weight * distance
-        if self.train_shape and (weight := self.train_opt.get("mesh_weight", 100.0)):
-            losses["mesh"] = weight * mesh_loss(shape.mesh, wanted)
+            points = self.prior.model.landmarks
+            distance = landmark_loss_3d(found.vertices[:, points], wanted.vertices[:, points])
+            losses["landmark3d"] = landmark_weight * every * distance
+        if mesh_weight:
+            losses["mesh"] = mesh_weight * mesh_loss(shape.mesh, wanted)
         return losses
 
     def _discriminator_step(self, fake: Tensor, step: int) -> None:

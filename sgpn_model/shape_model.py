@@ -109,7 +109,9 @@ class ShapeModel(TrainingModel):
             target = self.prior.mesh(target_coeffs)
             render, mask = self.prior.render224(target)
             background = warp_affine(
-                (self.batch["hq"][:count] + 1) / 2, self.prior.transform(self.batch["points5"][:count]), render.shape[-1]
+                (self.batch["hq"][:count] + 1) / 2,
+                self.prior.transform(self.batch["points5"][:count]),
+                render.shape[-1],
             ).flip(0)
             image = torch.where(mask > 0, render, background)
         with self.autocast():
@@ -136,7 +138,9 @@ class ShapeModel(TrainingModel):
         lighting[:, ::9] += normal(1, 0.15)
         angles = normal(3, [0.2, 0.35, 0.12])
         translation = normal(3, [0.05, 0.05, 0.3])
-        return torch.cat([normal(identity, 1.0), expressions, normal(texture, 1.0), angles, lighting, translation], dim=1)
+        return torch.cat(
+            [normal(identity, 1.0), expressions, normal(texture, 1.0), angles, lighting, translation], dim=1
+        )
 
     def _total(self, parts: dict[str, Tensor]) -> Tensor:
         self.log.update({f"l_{name}": value.item() for name, value in parts.items()})

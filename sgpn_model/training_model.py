@@ -83,7 +83,9 @@ class TrainingModel:
     def network(self, name: str, pretrained: str | None = None) -> nn.Module:
         """Builds the network that the section ``name`` describes, with the weights of a checkpoint if one is given."""
         if name not in self.opt:
-            raise OptionError(f"{name}: this section is missing; {type(self).__name__} needs {', '.join(self.NETWORKS)}")
+            raise OptionError(
+                f"{name}: this section is missing; {type(self).__name__} needs {', '.join(self.NETWORKS)}"
+            )
         try:
             network = build_network(self.opt[name])
         except ValueError as error:

@@ -79,7 +79,9 @@ class MorphableModel(nn.Module):
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise ValueError(f"{path}: not a morphable model file (format is {metadata.get('format')!r}, not {FORMAT!r})")
+                raise ValueError(
+                    f"{path}: not a morphable model file (format is {metadata.get('format')!r}, not {FORMAT!r})"
+                )
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
         for key in BASES:
             scale = tensors.pop(f"{key}_scale", None)

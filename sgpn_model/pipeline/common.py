@@ -1,4 +1,4 @@
-"""What training and testing share: the device, the registries filled, datasets and loaders built from options."""
+"""What training and testing share: the registries filled, datasets and loaders built from options."""
 
 import importlib
 import pkgutil
@@ -12,15 +12,6 @@ import sgpn_model
 from sgpn_arch import load_plugins
 from sgpn_arch.registry import DATASET_REGISTRY
 from sgpn_model.options import OptionError, check_plugin
-
-
-def choose_device(name: str) -> torch.device:
-    """"auto" is CUDA where there is any."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise OptionError("device: 'cuda' was asked for, but PyTorch sees no CUDA device; use 'cpu' or 'auto'")
-    return torch.device(name)
 
 
 def fill_registries() -> None:
@@ -64,7 +55,9 @@ def training_batches(dataset: Dataset, opt: dict, seed: int, step: int) -> Itera
     batch_size = opt.get("batch_size_per_gpu", 8)
     per_epoch = len(dataset) // batch_size
     if not per_epoch:
-        raise OptionError(f"datasets.train.batch_size_per_gpu: {batch_size} is more than the {len(dataset)} images there are")
+        raise OptionError(
+            f"datasets.train.batch_size_per_gpu: {batch_size} is more than the {len(dataset)} images there are"
+        )
     sampler = ResumableSampler(len(dataset), seed)
     workers = opt.get("num_worker_per_gpu", 0)
     loader = DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers, drop_last=True)

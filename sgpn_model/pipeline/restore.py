@@ -179,14 +179,20 @@ def _restore_one(restorer: FaceRestorer, job: Job, summary: Summary, aligned, on
             save_faces(result.faces, job.target.parent / PARTS, job.name)
     except Exception as error:  # a photo that breaks something must not cost the user the rest of the album
         summary.failed += 1
-        known = str(error).startswith(str(job.source)) or isinstance(error, ImageError)
-        _warn(f"error: {error}" if known else f"error: {job.source}: {type(error).__name__}: {error}")
+        _warn(f"error: {_describe(error, job.source)}")
         return
     summary.faces += len(result.faces)
     summary.restored += bool(result.faces)
     if not result.faces:
         summary.without_face += 1
         _warn(f"warning: {job.source}: no face found; copied as it is")
+
+
+def _describe(error: Exception, source: Path) -> str:
+    if isinstance(error, ImageError):  # names its file
+        return str(error)
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return f"{source}: {kind}{error}"
 
 
 def _write(job: Job, photo: Photo, result: RestoreResult) -> None:

@@ -17,11 +17,11 @@ from sgpn_model.checkpoint import CheckpointError
 from sgpn_model.options import OptionError, check_keys, load_options, nearest
 from sgpn_model.pipeline.common import (
     build_dataset,
-    choose_device,
     evaluation_batches,
     fill_registries,
     training_batches,
 )
+from sgpn_model.restorer import choose_device
 from sgpn_model.training_model import TrainingModel
 
 LOGGER = logging.getLogger("sgpn")
@@ -62,7 +62,9 @@ def _check(opt: dict) -> None:
         if key not in opt:
             raise OptionError(f"{key}: this option is missing")
     if opt["model_type"] not in MODEL_REGISTRY:
-        raise OptionError(f"model_type: unknown name '{opt['model_type']}'{nearest(opt['model_type'], MODEL_REGISTRY.keys())}")
+        raise OptionError(
+            f"model_type: unknown name '{opt['model_type']}'{nearest(opt['model_type'], MODEL_REGISTRY.keys())}"
+        )
     check_keys(opt["datasets"], {"train", "val"}, "datasets")
     if "train" not in opt["datasets"]:
         raise OptionError("datasets.train: this section is missing")
@@ -136,7 +138,10 @@ def validate(model: TrainingModel, dataset, pictures: int) -> tuple[dict[str, fl
             values.setdefault(name, []).extend(numbers)
         if sum(map(len, sheets)) < pictures:
             sheets.append(sheet.float().cpu())
-    return {name: float(np.nanmean(numbers)) for name, numbers in values.items()}, torch.cat(sheets)[:pictures]
+    # Faces without known landmarks have no landmark error.
+    known = {name: [number for number in numbers if np.isfinite(number)] for name, numbers in values.items()}
+    means = {name: float(np.mean(numbers)) for name, numbers in known.items() if numbers}
+    return means, torch.cat(sheets)[:pictures]
 
 
 class RunLog:
