@@ -629,7 +629,6 @@ LANDMARK_PAIRS += [(59, 55), (58, 56), (60, 64), (61, 63), (67, 65)]
 LIP_BORDER, LIP_CONTACT = 7, 2  # numbers of the edge loops at the red border of the lips and where they touch
 # Eyebrow landmarks 18-22 from the centre of the right eye: across (from the middle of the face) and up, decimetres.
 BROW_SPOTS = [(0.54, 0.12), (0.475, 0.175), (0.38, 0.205), (0.265, 0.19), (0.14, 0.155)]
-EAR_EDGE = 0.075  # decimetres
 NOSTRIL_SPOTS = {31: 0.15, 32: 0.075}
 
 
@@ -642,13 +641,11 @@ def vertex_normals(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
     return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
 
 
-def find_ears(mesh: FaceMesh, points: np.ndarray, targets: Targets) -> np.ndarray:
-    """Mask (V,) of the ears: where the ear targets act and the mesh is as fine as only the ears are at the side."""
-    moved = np.abs(targets["ears/l-ear-scale-incr"] + targets["ears/r-ear-scale-incr"]).max(1) > 1e-3
-    ends = np.concatenate([mesh.triangles[:, [k, (k + 1) % 3]] for k in range(3)])
-    length = np.linalg.norm(points[ends[:, 0]] - points[ends[:, 1]], axis=1)
-    mean_edge = np.bincount(ends[:, 0], length, len(points)) / np.maximum(np.bincount(ends[:, 0], minlength=len(points)), 1)
-    return moved & (mean_edge < EAR_EDGE) & (mesh.part == "head") & (np.abs(points[:, 0]) > 0.55)
+def find_ears(mesh: FaceMesh, targets: Targets) -> np.ndarray:
+    """Mask (V,) of the ears: what the targets for their wings, flaps and lobes move (the other ear targets reach farther)."""
+    names = [f"ears/{side}-ear-{kind}-incr" for side in "lr" for kind in ("wing", "flap", "lobe")]
+    moved = np.max([np.abs(targets[name]).max(1) for name in names], axis=0)
+    return (moved > 1.5e-3) & (mesh.part == "head")
 
 
 class LandmarkFinder:
@@ -1030,6 +1027,7 @@ class Model:
 
 
 SCALE_REMOVED = 0.7
+EYE_DISTANCE = 0.62  # decimetres between the centres of the eyes, adults' mean; MakeHuman's heads are a tenth smaller
 LIPS_CLOSED_BY = 0.05  # of jawOpen, taken away from the mean: MakeHuman's lips stand a millimetre apart
 
 
@@ -1050,19 +1048,21 @@ def make_model(people: int, expressions: int, refine_above: float, seed: int) ->
     mean, id_basis = symmetric_pca(align(shapes, reference, face, SCALE_REMOVED), mesh.mirror, ID_DIM)
     exp_basis = expression_basis(unit_offsets, names, mesh.mirror, expressions, rng)
 
-    ears = find_ears(mesh, mean, targets)
+    ears = find_ears(mesh, targets)
     landmarks = LandmarkFinder(mesh, mean, ears).run()
     painter = Painter(mesh, mean, landmarks, ears)
+    eyes = [mean[landmarks[group]].mean(0) for group in (slice(36, 42), slice(42, 48))]
+    scale = EYE_DISTANCE / np.linalg.norm(eyes[1] - eyes[0])
     return Model(
-        shape_mean=mean - mean.mean(0),
-        id_basis=id_basis,
-        exp_basis=exp_basis,
+        shape_mean=scale * (mean - mean.mean(0)),
+        id_basis=scale * id_basis,
+        exp_basis=scale * exp_basis,
         tex_mean=painter.mean(),
         tex_basis=painter.basis(),
         triangles=mesh.triangles,
         landmarks=landmarks,
         unit_names=names,
-        units=unit_offsets,
+        units=scale * unit_offsets,
     )
 
 
@@ -1101,6 +1101,7 @@ def build(output: Path, people: int, expressions: int, refine_above: float, seed
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, output, metadata)
+    output.chmod(0o644)  # safetensors writes files that only their owner may read
     report["bytes"] = output.stat().st_size
     if report["bytes"] > MAX_BYTES:
         raise ValueError(f"{output} has {report['bytes']} bytes, more than {MAX_BYTES}: raise --refine-above")

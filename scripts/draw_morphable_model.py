@@ -39,7 +39,7 @@ TEXTURES = [(0, "tone"), (1, "hue"), (3, "scalp"), (4, "brows"), (5, "beard"), (
 class Portraitist:
     """Draws one face per call, as uint8 BGR pictures of `size` pixels."""
 
-    def __init__(self, model: MorphableModel, size: int, zoom: float = 1.0):
+    def __init__(self, model: MorphableModel, size: int, zoom: float = 0.84):
         self.model, self.size = model, size
         self.camera = PinholeCamera(focal=1015 / 224 * size * FINER * zoom, size=size * FINER)
         self.lighting = torch.tensor(KEY_LIGHT).repeat(3)[None]

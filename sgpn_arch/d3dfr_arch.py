@@ -69,11 +69,11 @@ class D3DFR(nn.Module):
             ValueError: the state dict belongs to another backbone.
         """
         wanted = self.backbone.state_dict()
-        taken = {key: value for key, value in state_dict.items() if key in wanted}
+        taken = {key: value for key, value in state_dict.items() if key in wanted and value.shape == wanted[key].shape}
         missing = [key for key in wanted if key not in taken and not key.endswith("num_batches_tracked")]
         if missing:
             raise ValueError(
-                f"D3DFR: {len(missing)} tensors of the backbone are not in the state dict, first '{missing[0]}': "
-                "the file belongs to another architecture"
+                f"D3DFR: the state dict lacks {len(missing)} tensors of the backbone or has them in another shape, first "
+                f"'{missing[0]}': it belongs to another architecture"
             )
         self.backbone.load_state_dict(taken, strict=False)

@@ -280,7 +280,7 @@ def _morphable_model(name: str | None) -> MorphableModel:
         return MorphableModel.open()
     if name and Path(name).is_file():
         return MorphableModel.load(name)
-    raise ValueError(f"morphable model {name!r}: neither the shipped "open_face" nor a file on this machine")
+    raise ValueError(f"morphable model {name!r}: neither the shipped 'open_face' nor a file on this machine")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

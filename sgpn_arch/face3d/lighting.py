@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
-# Factors of the nine bands, cosine lobe included (Ramamoorthi and Hanrahan 2001): pi*c0, 2pi/3*c1, pi/4*c2.
+# Real spherical harmonics times pi, 2pi/sqrt(3) and 2pi/sqrt(8) for orders 0, 1 and 2, rounded as Deep3DFaceRecon and
+# the released SGPN have them. A Lambertian surface's own factors are pi, 2pi/3 and pi/4 (Ramamoorthi and Hanrahan
+# 2001); the difference is one of scale for each order, which the lighting coefficients take up.
 _C0, _C1, _C2, _C20, _C22 = 0.88623, 1.77245, 2.42703, 0.70062, 1.21352
 AMBIENT = 0.8
 

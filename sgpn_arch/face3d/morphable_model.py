@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 OPEN_MODEL_FILE = Path(__file__).parent.parent / "assets" / "open_face.safetensors"
 FORMAT = "sgpn-morphable-model"
 BASES = ("id_basis", "exp_basis", "tex_basis")
+TENSORS = ("shape_mean", "tex_mean", *BASES, "triangles", "landmarks")
 
 # Five-point form of the 68 iBUG landmarks: eye centres, nose tip, mouth corners (image left to right).
 FIVE_POINT_GROUPS = (range(36, 42), range(42, 48), (30,), (48,), (54,))
@@ -58,6 +59,11 @@ class MorphableModel(nn.Module):
 
     def _check(self) -> None:
         vertices = self.shape_mean.shape[0]
+        if self.landmarks.shape != (68,):
+            raise ValueError(f"morphable model '{self.name}': {self.landmarks.numel()} landmarks, expected 68")
+        if self.tex_mean.shape != self.shape_mean.shape:
+            shapes = f"{tuple(self.tex_mean.shape)}, shape_mean {tuple(self.shape_mean.shape)}"
+            raise ValueError(f"morphable model '{self.name}': tex_mean has shape {shapes}; they must be equal")
         for key in BASES:
             shape = tuple(getattr(self, key).shape)
             if len(shape) != 3 or shape[1:] != (vertices, 3):
@@ -66,28 +72,33 @@ class MorphableModel(nn.Module):
             index = getattr(self, key)
             if index.min() < 0 or index.max() >= vertices:
                 raise ValueError(f"morphable model '{self.name}': {key} points outside its {vertices} vertices")
-        if self.landmarks.numel() != 68:
-            raise ValueError(f"morphable model '{self.name}': {self.landmarks.numel()} landmarks, expected 68")
 
     @classmethod
     def load(cls, path: str | Path) -> "MorphableModel":
         """Reads a model file (safetensors; bases as int8 with one scale per mode).
 
         Raises:
-            ValueError: the file is not a morphable model of this library.
+            ValueError: the file is not a morphable model of this library, or its parts do not fit together.
+            FileNotFoundError: there is no such file.
         """
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(
-                    f"{path}: not a morphable model file (format is {metadata.get('format')!r}, not {FORMAT!r})"
-                )
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not a morphable model file, for it is no safetensors file ({error})") from error
+        if metadata.get("format") != FORMAT:
+            raise ValueError(
+                f"{path}: not a morphable model file (format is {metadata.get('format')!r}, not {FORMAT!r})"
+            )
+        missing = [key for key in TENSORS if key not in tensors]
+        if missing:
+            raise ValueError(f"{path}: the morphable model lacks {', '.join(missing)}; build or convert it again")
         for key in BASES:
             scale = tensors.pop(f"{key}_scale", None)
             if scale is not None:
                 tensors[key] = tensors[key].float() * scale.float().view(-1, 1, 1)
-        return cls(**tensors, name=metadata.get("name", Path(path).stem))
+        return cls(**{key: tensors[key] for key in TENSORS}, name=metadata.get("name", Path(path).stem))
 
     @classmethod
     def open(cls) -> "MorphableModel":
