@@ -1,14 +1,14 @@
 """Checks of option dictionaries: unknown keys are refused with the nearest known name."""
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from numbers import Real
 
+from sgpn_arch.names import nearest
+
 
 def check_keys(options: Mapping, known: Iterable[str], where: str) -> None:
     """Raises KeyError if ``options`` has a key that is not in ``known``; ``where`` says whose options they are."""
-    known = sorted(known)
     for key in options:
         if key not in known:
             raise KeyError(f"{where}: unknown option {key!r}{nearest(str(key), known)}")
@@ -16,17 +16,9 @@ def check_keys(options: Mapping, known: Iterable[str], where: str) -> None:
 
 def check_choice(value, known: Iterable[str], where: str):
     """``value`` if it is one of ``known``, else ValueError naming the nearest."""
-    known = sorted(known)
     if value not in known:
         raise ValueError(f"{where}: unknown value {value!r}{nearest(str(value), known)}")
     return value
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """The end of an error message: a guess at what was meant, and all that is known."""
-    guess = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {guess[0]!r}?" if guess else ""
-    return f"{hint} (known: {', '.join(known)})"
 
 
 def check_range(value, where: str, lowest: float = 0.0, highest: float = math.inf, open_below=False):

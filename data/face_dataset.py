@@ -16,6 +16,7 @@ from sgpn_arch.registry import DATASET_REGISTRY
 from .alignment import TEMPLATES, scale_points, template_points
 from .checks import check_choice, check_keys
 from .degradation import build_degradation
+from .tensors import to_tensor
 
 LOGGER = logging.getLogger("sgpn")
 
@@ -71,13 +72,6 @@ def mirror_points(points: np.ndarray, size: int) -> np.ndarray:
     """The 68 or 5 points (K, 2) of a face after its image of ``size`` pixels is flipped left to right."""
     order = MIRROR_68 if len(points) == 68 else MIRROR_5
     return points[order] * [-1, 1] + [size - 1, 0]
-
-
-def to_tensor(image: np.ndarray) -> torch.Tensor:
-    """uint8, or float in [0, 1], HxWx3 BGR -> float32 (3, H, W) RGB in [-1, 1]."""
-    scale = 2 / 255 if image.dtype == np.uint8 else 2.0
-    planes = np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1), np.float32)
-    return torch.from_numpy(planes).mul_(scale).sub_(1)
 
 
 @DATASET_REGISTRY.register()

@@ -3,13 +3,14 @@
 Importing this package imports no PyTorch; the first network that is asked for does.
 """
 
-import difflib
 import functools
 import importlib
 import importlib.metadata
 import inspect
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+
+from sgpn_arch.names import nearest
 
 PLUGIN_GROUP = "sgpn.plugins"
 
@@ -47,7 +48,7 @@ def find_arch(name: str):
     from sgpn_arch.registry import ARCH_REGISTRY
 
     if name not in ARCH_REGISTRY:
-        raise ValueError(f"no network is registered as {name!r}{_nearest(name, ARCH_REGISTRY.keys())}")
+        raise ValueError(f"no network is registered as {name!r}{nearest(name, ARCH_REGISTRY.keys())}")
     return ARCH_REGISTRY.get(name)
 
 
@@ -80,10 +81,4 @@ def _check_keywords(name: str, network, keywords: Mapping) -> None:
         return
     for keyword in keywords:
         if keyword not in parameters:
-            raise ValueError(f"{name} takes no option {keyword!r}{_nearest(keyword, parameters)}")
-
-
-def _nearest(name: str, valid: Iterable[str]) -> str:
-    valid = list(valid)
-    near = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; valid: {', '.join(sorted(valid))}"
+            raise ValueError(f"{name} takes no option {keyword!r}{nearest(keyword, parameters)}")

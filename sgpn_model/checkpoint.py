@@ -62,6 +62,9 @@ def save_checkpoint(
     Args:
         weights: network name -> state dict. metadata: anything JSON can hold; ``archs`` must name every network.
         dtype: stores floating-point tensors in this type (float16 for weights that ship).
+
+    Raises:
+        CheckpointError: ``archs`` lacks a network, or a tensor is not finite (in ``dtype``). Nothing is written.
     """
     unnamed = set(weights) - set(metadata.get("archs", {}))
     if unnamed:
@@ -69,6 +72,9 @@ def save_checkpoint(
     tensors = {
         f"{network}.{key}": _stored(value, dtype) for network, state in weights.items() for key, value in state.items()
     }
+    for key, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"{path}: not written, for '{key}' holds NaN or infinity in {value.dtype}")
     header = {"format": FORMAT, "metadata": json.dumps(dict(metadata))}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header))
 
@@ -97,8 +103,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error}); is the copy complete?") from error
-    metadata = json.loads(header["metadata"])
-    weights: dict[str, dict[str, Tensor]] = {network: {} for network in metadata["archs"]}
+    try:
+        metadata = json.loads(header["metadata"])
+        weights: dict[str, dict[str, Tensor]] = {network: {} for network in metadata["archs"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its metadata does not describe networks ({error!r})") from error
     for key, value in tensors.items():
         network, _, name = key.partition(".")
         if network not in weights:

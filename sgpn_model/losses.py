@@ -77,8 +77,8 @@ def photometric_loss(render: Tensor, image: Tensor, mask: Tensor) -> Tensor:
 
     The unsquared Euclidean norm per pixel forgives glasses and beards (Deep3DFaceRecon).
     """
-    distance = ((render - image) * mask).square().sum(dim=1).add(1e-8).sqrt()
-    return distance.sum() / mask.sum().clamp_min(1)
+    distance = (render - image).square().sum(dim=1, keepdim=True).add(1e-8).sqrt()
+    return (distance * mask).sum() / mask.sum().clamp_min(1)
 
 
 def coefficient_prior(identity: Tensor, expression: Tensor, texture: Tensor, lighting: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
 """The metrics: fidelity (PSNR, SSIM), perceptual distance on MobileNetV2 features, and the landmark error."""
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sgpn_arch.registry import METRIC_REGISTRY
+from sgpn_data.tensors import to_images
 from sgpn_model.perceptual import MobileNetFeatures
 
 # On iBUG-68 points: the outer corners of the two eyes, whose distance is the inter-ocular distance.
@@ -19,11 +19,6 @@ def landmark_error(points: Tensor, truth: Tensor) -> Tensor:
     return 100 * distance / (truth[:, left] - truth[:, right]).norm(dim=1)
 
 
-def _to_uint8(image: Tensor) -> np.ndarray:
-    """(3, H, W) RGB in [-1, 1] -> HxWx3 uint8, as it would be written to a file."""
-    return ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
-
-
 @METRIC_REGISTRY.register()
 class psnr(nn.Module):
     """Peak signal-to-noise ratio in dB of 8-bit RGB pictures (scikit-image)."""
@@ -34,8 +29,8 @@ class psnr(nn.Module):
         """(N, 3, H, W) twice, RGB in [-1, 1] -> one value per picture."""
         from skimage.metrics import peak_signal_noise_ratio
 
-        pairs = zip(pred, target, strict=True)
-        return [float(peak_signal_noise_ratio(_to_uint8(b), _to_uint8(a), data_range=255)) for a, b in pairs]
+        pairs = zip(to_images(pred), to_images(target), strict=True)
+        return [float(peak_signal_noise_ratio(truth, image, data_range=255)) for image, truth in pairs]
 
 
 @METRIC_REGISTRY.register()
@@ -49,8 +44,8 @@ class ssim(nn.Module):
         from skimage.metrics import structural_similarity
 
         settings = {"channel_axis": 2, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-        pairs = zip(pred, target, strict=True)
-        return [float(structural_similarity(_to_uint8(a), _to_uint8(b), data_range=255, **settings)) for a, b in pairs]
+        pairs = zip(to_images(pred), to_images(target), strict=True)
+        return [float(structural_similarity(image, truth, data_range=255, **settings)) for image, truth in pairs]
 
 
 @METRIC_REGISTRY.register()

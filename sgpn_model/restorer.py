@@ -14,6 +14,7 @@ from sgpn_arch import build_network
 from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_arch.fusion_arch import mask_pictures
+from sgpn_arch.names import nearest
 from sgpn_data.alignment import (
     TEMPLATES,
     align_face,
@@ -24,9 +25,10 @@ from sgpn_data.alignment import (
     template_points,
     transform_points,
 )
+from sgpn_data.tensors import to_images, to_tensor
 from sgpn_model.checkpoint import FORMAT, CheckpointError, load_checkpoint, load_weights
 from sgpn_model.detection import Detection, Detector, build_detector
-from sgpn_model.options import OptionError, nearest
+from sgpn_model.options import OptionError
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 BATCH_SIZE = 4
@@ -174,7 +176,7 @@ class FaceRestorer:
     @torch.inference_mode()
     def _restore_batch(self, faces: Sequence[RestoredFace]) -> None:
         """Fills in what the networks say about the faces."""
-        crops = to_tensor([face.crop for face in faces]).to(self.device, memory_format=torch.channels_last)
+        crops = torch.stack([to_tensor(face.crop) for face in faces]).to(self.device, memory_format=torch.channels_last)
         points = torch.tensor(np.stack([face.points5 for face in faces]), dtype=torch.float32, device=self.device)
         shape = self.prior(crops, points)
         images, masks = self.network(crops, shape.render, shape.coeffs, return_masks=True)
@@ -285,18 +287,6 @@ def _morphable_model(name: str | None) -> MorphableModel:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Pictures and tensors
-
-
-def to_tensor(pictures: Sequence[np.ndarray]) -> Tensor:
-    """uint8 BGR pictures (S, S, 3) -> (N, 3, S, S) float RGB in [-1, 1]."""
-    stacked = np.stack(pictures)[..., ::-1].transpose(0, 3, 1, 2)
-    return torch.from_numpy(stacked.astype(np.float32)) / 127.5 - 1
-
-
-def to_images(batch: Tensor) -> list[np.ndarray]:
-    """(N, 3, S, S) RGB, about [-1, 1] -> uint8 BGR pictures (S, S, 3), rounded."""
-    levels = ((batch.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return [np.ascontiguousarray(picture[..., ::-1]) for picture in levels.permute(0, 2, 3, 1).cpu().numpy()]
 
 
 def to_grey_images(batch: Tensor, size: int) -> list[np.ndarray]:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from sgpn_arch import build_network
+from sgpn_arch.names import nearest
 from sgpn_model.checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint, write_atomically
-from sgpn_model.options import OptionError, check_keys, nearest
+from sgpn_model.options import OptionError, check_keys
 
 OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 COMMON_TRAIN_KEYS = {"total_iter", "warmup_iter", "schedule", "ema_decay", "grad_clip"}

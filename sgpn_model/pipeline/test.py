@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_arch.registry import METRIC_REGISTRY
+from sgpn_data.tensors import to_images
 from sgpn_model.metrics import landmark_error
 from sgpn_model.options import OptionError, build, check_keys, load_options
 from sgpn_model.pipeline.common import build_dataset, evaluation_batches, fill_registries
-from sgpn_model.restorer import choose_device, find_weights, load_networks, to_images
+from sgpn_model.restorer import choose_device, find_weights, load_networks
 
 LOGGER = logging.getLogger("sgpn")
 REQUIRED = ("name", "datasets", "restorers", "metrics")

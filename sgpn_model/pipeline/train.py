@@ -12,9 +12,11 @@ import numpy as np
 import torch
 import yaml
 
+from sgpn_arch.names import nearest
 from sgpn_arch.registry import MODEL_REGISTRY
+from sgpn_data.tensors import to_images
 from sgpn_model.checkpoint import CheckpointError
-from sgpn_model.options import OptionError, check_keys, load_options, nearest
+from sgpn_model.options import OptionError, check_keys, load_options
 from sgpn_model.pipeline.common import (
     build_dataset,
     evaluation_batches,
@@ -167,12 +169,12 @@ class RunLog:
         """Logs validation metrics and writes the sheet, one row per face."""
         LOGGER.info("validation at %d  %s", step, _format(values))
         self._write(step, "val", values)
-        rows = ((sheet.clamp(-1, 1) + 1) * 127.5).byte().permute(0, 2, 3, 1).flatten(0, 1).numpy()
+        rows = np.concatenate(to_images(sheet))
         path = self.folder / "visualization" / f"{step}.jpg"
         path.parent.mkdir(exist_ok=True)
-        cv2.imwrite(str(path), np.ascontiguousarray(rows[..., ::-1]))
+        cv2.imwrite(str(path), rows)
         if self.board is not None:
-            self.board.add_image("val/pictures", rows, step, dataformats="HWC")
+            self.board.add_image("val/pictures", rows[..., ::-1], step, dataformats="HWC")
 
     def _write(self, step: int, phase: str, values: dict[str, float]) -> None:
         self.lines.write(json.dumps({"step": step, "phase": phase, **values}) + "\n")
