@@ -66,7 +66,9 @@ def _set_key(options: dict, assignment: str) -> None:
         raise OptionError(f"--set {assignment}: write KEY=VALUE, for instance train.total_iter=100")
     *parents, last = dotted.split(".")
     if not all([*parents, last]):
-        raise OptionError(f"--set {assignment}: a part of the key is empty; write KEY=VALUE, with dots between sections")
+        raise OptionError(
+            f"--set {assignment}: a part of the key is empty; write KEY=VALUE, with dots between sections"
+        )
     section = options
     for parent in parents:
         if section.get(parent) is None:

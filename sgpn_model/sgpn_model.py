@@ -5,13 +5,12 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.face3d.shape_prior import Mesh, ShapePrior, ShapeResult
 from sgpn_arch.fusion_arch import mask_pictures
 from sgpn_arch.registry import LOSS_REGISTRY, MODEL_REGISTRY
 from sgpn_model.losses import landmark_loss_3d, mesh_loss, nonsaturating_loss, r1_penalty
 from sgpn_model.metrics import landmark_error, perceptual_mnv2, psnr
-from sgpn_model.options import build, check_keys
+from sgpn_model.options import OptionError, build, check_keys
 from sgpn_model.training_model import TrainingModel
 
 GAN_DEFAULTS = {"loss_weight": 1.0, "r1_weight": 10.0, "r1_every": 16, "start_iter": 0}
@@ -54,18 +53,19 @@ class SGPNModel(TrainingModel):
         shape = self.network("network_shape", path.get("pretrain_network_shape"))
         self.networks["network_shape"] = shape
         self.networks["network_g"] = self.network("network_g", path.get("pretrain_network_g"))
-        model = MorphableModel.open()
-        self.prior = ShapePrior(shape, model).to(self.device)
-        frozen = copy.deepcopy(shape).eval().requires_grad_(False)
-        self.frozen_prior = ShapePrior(frozen, model).to(self.device)
+        self.prior = self.shape_prior(shape)
+        self._check_coefficients()
+        self.frozen_prior = self.shape_prior(copy.deepcopy(shape).eval().requires_grad_(False))
         self.train_shape = train.get("train_shape", True)
         shape.requires_grad_(self.train_shape)
         # Batches of a generator are too small for batch statistics, so the regressor keeps its own.
         shape.eval()
         self.average("network_g")
-        self.optimizer("optim_g", self.networks["network_g"].parameters(), train["optim_g"])
+        self.optimizer("optim_g", self.networks["network_g"].parameters(), train.get("optim_g"))
         if self.train_shape:
-            self.optimizer("optim_shape", shape.parameters(), train["optim_shape"])
+            self.optimizer("optim_shape", shape.parameters(), train.get("optim_shape"))
+        if not train.get("losses"):
+            raise OptionError("train.losses: this section is missing; write for instance {pixel: {type: L1Loss}}")
         self.image_losses = {
             name: build(opt, LOSS_REGISTRY, f"train.losses.{name}").to(self.device)
             for name, opt in train["losses"].items()
@@ -73,12 +73,17 @@ class SGPNModel(TrainingModel):
         self.gan = self._build_discriminator(train.get("gan", {}))
         self.metrics = {"psnr": psnr(), "perceptual_mnv2": perceptual_mnv2().to(self.device)}
 
+    def _check_coefficients(self) -> None:
+        wanted, given = getattr(self.networks["network_g"], "coeff_dim", None), self.prior.coeff_dim
+        if wanted not in (None, given):
+            raise OptionError(f"network_g.coeff_dim: is {wanted}, but network_shape gives {given} coefficients")
+
     def _build_discriminator(self, gan: dict | None) -> dict | None:
         if gan is None:
             return None
         check_keys(gan, GAN_DEFAULTS, "train.gan")
         self.networks["network_d"] = self.network("network_d")
-        self.optimizer("optim_d", self.networks["network_d"].parameters(), self.train_opt["optim_d"])
+        self.optimizer("optim_d", self.networks["network_d"].parameters(), self.train_opt.get("optim_d"))
         self.networks["network_d"].requires_grad_(False)  # but in its own step
         return {**GAN_DEFAULTS, **gan}
 
@@ -114,11 +119,7 @@ class SGPNModel(TrainingModel):
             parts["adv"] = self.gan["loss_weight"] * nonsaturating_loss(self._judge(output), real=True)
         self.log.update({f"l_{name}": value.item() for name, value in parts.items()})
         total = sum(parts.values())
-        if self.train_shape:
-            self.optimizers["optim_shape"].zero_grad(set_to_none=True)
-        self.step_optimizer("optim_g", total)
-        if self.train_shape:
-            self.optimizers["optim_shape"].step()
+        self.step_optimizer(["optim_g", "optim_shape"] if self.train_shape else "optim_g", total)
         return output
 
     def _shape(self, prior: ShapePrior, images: Tensor) -> ShapeResult:

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from sgpn_arch.face3d.crop224 import warp_affine
-from sgpn_arch.face3d.morphable_model import MorphableModel
-from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_arch.registry import MODEL_REGISTRY
 from sgpn_model.losses import coefficient_prior, landmark_loss_2d, mesh_loss, photometric_loss
 from sgpn_model.metrics import landmark_error
+from sgpn_model.options import OptionError, check_keys
 from sgpn_model.training_model import TrainingModel
 
 # The jaw of a turned head is not where the mesh's fixed vertices are, so it counts less; eyes and mouth count more.
@@ -54,11 +53,19 @@ class ShapeModel(TrainingModel):
         self.networks["network_shape"] = self.network("network_shape", path.get("pretrain_network_shape"))
         if path.get("pretrain_backbone"):
             state = torch.load(path["pretrain_backbone"], map_location="cpu", weights_only=True)
-            self.networks["network_shape"].load_backbone(state)
-        self.prior = ShapePrior(self.networks["network_shape"], MorphableModel.open()).to(self.device)
+            try:
+                self.networks["network_shape"].load_backbone(state)
+            except ValueError as error:
+                raise OptionError(f"path.pretrain_backbone: {error}") from error
+        self.prior = self.shape_prior(self.networks["network_shape"])
         self.average("network_shape")
-        self.optimizer("optim_shape", self.networks["network_shape"].parameters(), self.train_opt["optim_shape"])
-        self.weights = {**self.WEIGHTS, **self.train_opt.get("weights", {})}
+        self.optimizer("optim_shape", self.networks["network_shape"].parameters(), self.train_opt.get("optim_shape"))
+        weights = self.train_opt.get("weights") or {}
+        check_keys(weights, self.WEIGHTS, "train.weights")
+        self.weights = {**self.WEIGHTS, **weights}
+        # More renderings than photos would run out of backgrounds.
+        if not 0 <= self.train_opt.get("synthetic_fraction", 0.25) <= 1:
+            raise OptionError("train.synthetic_fraction: expected a number from 0 to 1")
         self.landmark_weights = LANDMARK_WEIGHTS.to(self.device)
 
     def describe(self) -> dict:

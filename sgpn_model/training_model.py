@@ -4,7 +4,7 @@ import contextlib
 import copy
 import importlib.metadata
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from sgpn_arch import build_network
+from sgpn_arch.face3d.morphable_model import MorphableModel
+from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_arch.names import nearest
 from sgpn_model.checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint, write_atomically
 from sgpn_model.options import OptionError, check_keys
 
 OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
+PRECISIONS = ("fp32", "bf16")
 COMMON_TRAIN_KEYS = {"total_iter", "warmup_iter", "schedule", "ema_decay", "grad_clip"}
 
 
@@ -26,6 +29,13 @@ def learning_rate_factor(step: int, total: int, warmup: int, schedule: str) -> f
     if schedule == "constant":
         return ramp
     return ramp * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0))))
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("sgpn")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown (run from a folder, not installed)"
 
 
 class TrainingModel:
@@ -49,6 +59,8 @@ class TrainingModel:
         self.schedule = self.train_opt.get("schedule", "constant")
         if self.schedule not in ("constant", "cosine"):
             raise OptionError(f"train.schedule: unknown value{nearest(str(self.schedule), ['constant', 'cosine'])}")
+        if opt.get("precision", "fp32") not in PRECISIONS:
+            raise OptionError(f"precision: unknown value{nearest(str(opt['precision']), PRECISIONS)}")
         self.networks: dict[str, nn.Module] = {}
         self.ema: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
@@ -83,7 +95,7 @@ class TrainingModel:
 
     def network(self, name: str, pretrained: str | None = None) -> nn.Module:
         """Builds the network that the section ``name`` describes, with the weights of a checkpoint if one is given."""
-        if name not in self.opt:
+        if not isinstance(self.opt.get(name), Mapping):
             raise OptionError(
                 f"{name}: this section is missing; {type(self).__name__} needs {', '.join(self.NETWORKS)}"
             )
@@ -98,8 +110,17 @@ class TrainingModel:
             load_weights(network, checkpoint.weights[name], f"{pretrained}: {name}")
         return network.to(self.device, memory_format=torch.channels_last)
 
-    def optimizer(self, name: str, parameters: Iterable[nn.Parameter], opt: dict) -> None:
+    def shape_prior(self, regressor: nn.Module) -> ShapePrior:
+        """The shape prior of a regressor and the open morphable model."""
+        try:
+            return ShapePrior(regressor, MorphableModel.open()).to(self.device)
+        except ValueError as error:
+            raise OptionError(f"network_shape: {error}") from error
+
+    def optimizer(self, name: str, parameters: Iterable[nn.Parameter], opt: dict | None) -> None:
         """Adds an optimiser ``{type: Adam, lr: ..., betas: ...}`` under the name."""
+        if not isinstance(opt, Mapping):
+            raise OptionError(f"train.{name}: this section is missing; write for instance {{type: Adam, lr: 2.0e-3}}")
         arguments = dict(opt)
         kind = arguments.pop("type", "Adam")
         if kind not in OPTIMIZERS:
@@ -127,21 +148,30 @@ class TrainingModel:
         """Mixed precision where ``precision: bf16`` asks for it."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.opt.get("precision", "fp32") == "bf16")
 
-    def step_optimizer(self, name: str, loss: Tensor) -> None:
-        """Backward pass and step, with clipped gradients where ``train.grad_clip`` asks for it.
+    def step_optimizer(self, names: str | Iterable[str], loss: Tensor) -> None:
+        """Backward pass and a step of one optimiser or several, with clipped gradients where ``train.grad_clip`` says so.
 
         Raises:
-            FloatingPointError: the loss is not finite.
+            FloatingPointError: the loss, or the norm of the gradients where they are clipped, is not finite.
         """
+        names = [names] if isinstance(names, str) else list(names)
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss of {name} is {loss.item()}; the parts so far: {self.log}")
-        optimizer = self.optimizers[name]
-        optimizer.zero_grad(set_to_none=True)
+            raise FloatingPointError(f"the loss of {', '.join(names)} is {loss.item()}; the parts so far: {self.log}")
+        for name in names:
+            self.optimizers[name].zero_grad(set_to_none=True)
         loss.backward()
         if self.train_opt.get("grad_clip"):
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            self.log[f"grad_{name}"] = nn.utils.clip_grad_norm_(parameters, self.train_opt["grad_clip"]).item()
-        optimizer.step()
+            for name in names:
+                self._clip_gradients(name)
+        for name in names:
+            self.optimizers[name].step()
+
+    def _clip_gradients(self, name: str) -> None:
+        parameters = [p for group in self.optimizers[name].param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, self.train_opt["grad_clip"]).item()
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the gradient of {name} is {norm}; the losses: {self.log}")
+        self.log[f"grad_{name}"] = norm
 
     def feed_data(self, batch: dict[str, Any]) -> None:
         """Takes a batch of a dataset, tensors moved to the device."""
@@ -167,7 +197,7 @@ class TrainingModel:
             "archs": {name: dict(self.opt[name]) for name in released},
             "name": self.opt["name"],
             "step": step,
-            "version": importlib.metadata.version("sgpn"),
+            "version": _version(),
             **self.describe(),
         }
         save_checkpoint(path, {name: network.state_dict() for name, network in released.items()}, metadata, dtype)
@@ -181,6 +211,8 @@ class TrainingModel:
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "random": torch.get_rng_state(),
         }
+        if self.device.type == "cuda":
+            state["random_cuda"] = torch.cuda.get_rng_state(self.device)
         write_atomically(path, lambda temporary: torch.save(state, temporary))
 
     def load_training_state(self, path: str | Path) -> int:
@@ -195,6 +227,8 @@ class TrainingModel:
                 for name, part in getattr(self, group).items():
                     part.load_state_dict(state[group][name])
             torch.set_rng_state(state["random"])
+            if self.device.type == "cuda" and "random_cuda" in state:
+                torch.cuda.set_rng_state(state["random_cuda"], self.device)
         except Exception as error:
             raise CheckpointError(f"{path}: cannot be resumed with these options: {error}") from error
         return state["step"]

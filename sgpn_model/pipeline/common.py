@@ -1,8 +1,9 @@
 """What training and testing share: the registries filled, datasets and loaders built from options."""
 
 import importlib
+import math
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -60,16 +61,29 @@ def training_batches(dataset: Dataset, opt: dict, seed: int, step: int) -> Itera
         )
     sampler = ResumableSampler(len(dataset), seed)
     workers = opt.get("num_worker_per_gpu", 0)
-    loader = DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers, drop_last=True)
+    # A loader draws from its generator whenever it begins an epoch. The global one is the model's: if loaders drew from
+    # it too, a run resumed within an epoch would go on with other numbers.
+    own = torch.Generator()
+    loader = DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers, drop_last=True, generator=own)
     while True:
         sampler.epoch, done = divmod(step, per_epoch)
         sampler.start = done * batch_size
-        dataset.set_epoch(sampler.epoch)
+        own.manual_seed(seed * 1_000_003 + sampler.epoch)
+        if hasattr(dataset, "set_epoch"):  # BasicSR's datasets have none
+            dataset.set_epoch(sampler.epoch)
         for batch in loader:
             yield batch
             step += 1
 
 
 def evaluation_batches(dataset: Dataset, opt: dict) -> DataLoader:
-    """Every item once, in order."""
-    return DataLoader(dataset, opt.get("batch_size_per_gpu", 8), num_workers=opt.get("num_worker_per_gpu", 0))
+    """Every item once, in order; leaves the global random numbers alone."""
+    workers = opt.get("num_worker_per_gpu", 0)
+    generator = torch.Generator().manual_seed(0)
+    return DataLoader(dataset, opt.get("batch_size_per_gpu", 8), num_workers=workers, generator=generator)
+
+
+def mean_of_known(values: Iterable[float]) -> float | None:
+    """Mean of the finite values, None if there are none: faces without known landmarks have no landmark error."""
+    known = [value for value in values if math.isfinite(value)]
+    return sum(known) / len(known) if known else None

@@ -17,13 +17,14 @@ from sgpn_arch.registry import METRIC_REGISTRY
 from sgpn_data.tensors import to_images
 from sgpn_model.metrics import landmark_error
 from sgpn_model.options import OptionError, build, check_keys, load_options
-from sgpn_model.pipeline.common import build_dataset, evaluation_batches, fill_registries
+from sgpn_model.pipeline.common import build_dataset, evaluation_batches, fill_registries, mean_of_known
 from sgpn_model.restorer import choose_device, find_weights, load_networks
 
 LOGGER = logging.getLogger("sgpn")
 REQUIRED = ("name", "datasets", "restorers", "metrics")
 SHEET_ROWS = 8
 LANDMARK_ERROR = "landmark_error"
+INPUT, TRUTH = "degraded input", "ground truth"
 
 
 class CropRestorer:
@@ -73,7 +74,7 @@ def run(
     judge = load_networks(opt.get("judge", "default"))[1].eval().to(place)
 
     values, sheet = _score(dataset, opt["datasets"]["test"], restorers, metrics, judge, place)
-    table = {row: {metric: float(np.nanmean(v)) for metric, v in columns.items()} for row, columns in values.items()}
+    table = {row: _means(columns) for row, columns in values.items()}
     folder = Path(output or Path("experiments") / opt["name"])
     _write_report(folder, opt, table, len(dataset), sheet)
     print(markdown(table))
@@ -88,7 +89,18 @@ def _check(opt: dict, path: str) -> None:
     check_keys(opt["datasets"], {"test"}, f"{path}: datasets")
     if "test" not in opt["datasets"]:
         raise OptionError(f"{path}: datasets.test: this section is missing")
-    check_keys(dict.fromkeys(opt["metrics"]), set(METRIC_REGISTRY.keys()), f"{path}: metrics")
+    # BasicSR's metrics are functions with a signature of their own.
+    known = {name for name, metric in METRIC_REGISTRY if isinstance(metric, type)}
+    check_keys(dict.fromkeys(opt["metrics"]), known, f"{path}: metrics")
+    for name in (INPUT, TRUTH):
+        if name in opt["restorers"]:
+            raise OptionError(f"{path}: restorers.{name}: the table has a row of this name already; choose another")
+
+
+def _means(columns: dict[str, list[float]]) -> dict[str, float]:
+    """Metric -> mean over the faces; a metric that no face has is left out."""
+    means = {name: mean_of_known(values) for name, values in columns.items()}
+    return {name: mean for name, mean in means.items() if mean is not None}
 
 
 def _load_restorers(opt: dict[str, str], device: torch.device) -> dict[str, CropRestorer]:
@@ -109,12 +121,12 @@ def _score(dataset, opt: dict, restorers: dict, metrics: dict, judge: ShapePrior
     sheet: list[np.ndarray] = []
     for batch in tqdm(evaluation_batches(dataset, opt), desc="testing", unit="batch"):
         lq, hq, points = (batch[key].to(device) for key in ("lq", "hq", "points5"))
-        pictures = {"degraded input": lq}
+        pictures = {INPUT: lq}
         pictures.update({name: restore(lq, points) for name, restore in restorers.items()})
-        pictures["ground truth"] = hq
+        pictures[TRUTH] = hq
         for row, images in pictures.items():
             scores = values.setdefault(row, {})
-            if row != "ground truth":
+            if row != TRUTH:
                 for name, metric in metrics.items():
                     scores.setdefault(name, []).extend(metric(images, hq))
             landmarks = _landmarks(judge, images, points)
@@ -137,7 +149,7 @@ def markdown(table: dict[str, dict[str, float]]) -> str:
     lines = ["| | " + " | ".join(_heading(name) for name in names) + " |", "|---" * (len(names) + 1) + "|"]
     for row, columns in table.items():
         cells = [f"{columns[name]:.3f}" if name in columns else "–" for name in names]
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+        lines.append("| " + row.replace("|", r"\|") + " | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -21,6 +21,7 @@ from sgpn_model.pipeline.common import (
     build_dataset,
     evaluation_batches,
     fill_registries,
+    mean_of_known,
     training_batches,
 )
 from sgpn_model.restorer import choose_device
@@ -70,7 +71,7 @@ def _check(opt: dict) -> None:
     check_keys(opt["datasets"], {"train", "val"}, "datasets")
     if "train" not in opt["datasets"]:
         raise OptionError("datasets.train: this section is missing")
-    if "total_iter" not in opt["train"]:
+    if "total_iter" not in (opt["train"] or {}):
         raise OptionError("train.total_iter: this option is missing")
 
 
@@ -84,13 +85,18 @@ def _prepare_process(opt: dict) -> None:
 def _resume(model: TrainingModel, opt: dict, folder: Path, auto_resume: bool) -> int:
     state = (opt.get("path") or {}).get("resume_state")
     if auto_resume:
-        found = sorted((folder / "training_states").glob("*.state"), key=lambda path: int(path.stem))
-        state = found[-1] if found else state
+        found = _states(folder / "training_states")
+        state = found[max(found)] if found else state
     if not state:
         return 0
     if not Path(state).is_file():
         raise CheckpointError(f"{state}: no such training state")
     return model.load_training_state(state)
+
+
+def _states(folder: Path) -> dict[int, Path]:
+    """Step -> file of the training states that runs wrote; other files may lie beside them."""
+    return {int(path.stem): path for path in folder.glob("*.state") if path.stem.isdecimal()}
 
 
 def _train(model: TrainingModel, train_set, val_set, folder: Path, run_log: "RunLog", step: int) -> None:
@@ -101,7 +107,7 @@ def _train(model: TrainingModel, train_set, val_set, folder: Path, run_log: "Run
     save_freq = logger_opt.get("save_checkpoint_freq", 1000)
     val_freq = val_opt.get("val_freq", save_freq)
     batches = training_batches(train_set, opt["datasets"]["train"], opt.get("manual_seed", 0), step)
-    waited = 0.0
+    waited, logged = 0.0, step
     while step < total:
         began = time.perf_counter()
         batch = next(batches)
@@ -111,8 +117,8 @@ def _train(model: TrainingModel, train_set, val_set, folder: Path, run_log: "Run
         model.optimize_parameters(step)
         step += 1
         if step % print_freq == 0 or step == total:
-            run_log.scalars(step, total, {**model.log, "data_wait": waited / print_freq})
-            waited = 0.0
+            run_log.scalars(step, total, {**model.log, "data_wait": waited / (step - logged)})
+            waited, logged = 0.0, step
         if step % save_freq == 0 or step == total:
             _save(model, folder, step)
         if val_set is not None and (step % val_freq == 0 or step == total):
@@ -124,13 +130,13 @@ def _save(model: TrainingModel, folder: Path, step: int) -> None:
     model.save(folder / "models" / f"{model.opt['name']}_{step}.safetensors", step)
     states = folder / "training_states"
     model.save_training_state(states / f"{step}.state", step)
-    for old in states.glob("*.state"):
-        if int(old.stem) != step:
+    for written, old in _states(states).items():
+        if written != step:
             old.unlink()
 
 
-def validate(model: TrainingModel, dataset, pictures: int) -> tuple[dict[str, float], torch.Tensor]:
-    """Mean metrics over the validation set, and the sheets of its first ``pictures`` items."""
+def validate(model: TrainingModel, dataset, pictures: int) -> tuple[dict[str, float], torch.Tensor | None]:
+    """Mean metrics over the validation set, and the sheets of its first ``pictures`` items (None if that is 0)."""
     values: dict[str, list[float]] = {}
     sheets = []
     for batch in evaluation_batches(dataset, model.opt["datasets"]["val"]):
@@ -140,10 +146,9 @@ def validate(model: TrainingModel, dataset, pictures: int) -> tuple[dict[str, fl
             values.setdefault(name, []).extend(numbers)
         if sum(map(len, sheets)) < pictures:
             sheets.append(sheet.float().cpu())
-    # Faces without known landmarks have no landmark error.
-    known = {name: [number for number in numbers if np.isfinite(number)] for name, numbers in values.items()}
-    means = {name: float(np.mean(numbers)) for name, numbers in known.items() if numbers}
-    return means, torch.cat(sheets)[:pictures]
+    means = {name: mean_of_known(numbers) for name, numbers in values.items()}
+    means = {name: mean for name, mean in means.items() if mean is not None}
+    return means, torch.cat(sheets)[:pictures] if sheets else None
 
 
 class RunLog:
@@ -165,10 +170,12 @@ class RunLog:
         LOGGER.info("step %d/%d  %.2f it/s  left %s  %s", step, total, rate, left, _format(values))
         self._write(step, "train", values)
 
-    def validation(self, step: int, values: dict[str, float], sheet: torch.Tensor) -> None:
-        """Logs validation metrics and writes the sheet, one row per face."""
+    def validation(self, step: int, values: dict[str, float], sheet: torch.Tensor | None) -> None:
+        """Logs validation metrics and writes the sheet, one row per face, if there is one."""
         LOGGER.info("validation at %d  %s", step, _format(values))
         self._write(step, "val", values)
+        if sheet is None:
+            return
         rows = np.concatenate(to_images(sheet))
         path = self.folder / "visualization" / f"{step}.jpg"
         path.parent.mkdir(exist_ok=True)
