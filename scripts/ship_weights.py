@@ -1,6 +1,6 @@
 """Turns a training checkpoint into weights that ship: half precision, with licence and provenance in the header.
 
-    python scripts/ship_weights.py experiments/sgpn_open_256/models/sgpn_open_256_2200.safetensors sgpn_open
+python scripts/ship_weights.py experiments/sgpn_open_256/models/sgpn_open_256_2200.safetensors sgpn_open
 """
 
 import argparse

@@ -37,6 +37,12 @@ def build_network(opt: Mapping):
     return network(**keywords)
 
 
+def complete_options(opt: Mapping) -> dict:
+    """``opt`` with the defaults of the network's constructor written out, so that it still means the same later."""
+    parameters = inspect.signature(find_arch(opt["type"])).parameters.values()
+    return {**{p.name: p.default for p in parameters if p.default is not p.empty}, **opt}
+
+
 def find_arch(name: str):
     """Returns what is registered in ``ARCH_REGISTRY`` as ``name``, by this package, BasicSR or a plugin.
 

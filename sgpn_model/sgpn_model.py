@@ -25,6 +25,8 @@ class SGPNModel(TrainingModel):
       gan               loss_weight (1), r1_weight (10), r1_every (16), start_iter (0): steps before it train without
                         L_adv, which spares half of a short run's time (a choice of ours); ~ leaves L_adv out
       landmark_weight   of L_3dlm (100); the frozen regressor compares the output's 68 3D landmarks with the truth's
+      landmark_start_iter  steps before L_3dlm counts (0): landmarks of an output that is no face yet mean nothing, and
+                        their large gradients keep it from becoming one (a choice of ours)
       landmark_every    steps between evaluations of L_3dlm (1), which then counts as many times, as lazy R1 does
       mesh_weight       of L_mesh (100); the regressor on the degraded photo against the frozen one on the good photo
       train_shape       whether the regressor learns (true); otherwise it stays frozen and L_mesh is left out
@@ -38,12 +40,13 @@ class SGPNModel(TrainingModel):
             "gan",
             "landmark_weight",
             "landmark_every",
+            "landmark_start_iter",
             "mesh_weight",
             "train_shape",
             "optim_g",
             "optim_d",
             "optim_shape",
-        }  # fmt: skip
+        }
     )
 
     def build(self) -> None:
@@ -144,7 +147,8 @@ class SGPNModel(TrainingModel):
 
     def _shape_losses(self, output: Tensor, shape: ShapeResult, step: int) -> dict[str, Tensor]:
         every = self.train_opt.get("landmark_every", 1)
-        landmark_weight = self.train_opt.get("landmark_weight", 100.0) if step % every == 0 else 0.0
+        counts = step >= self.train_opt.get("landmark_start_iter", 0) and step % every == 0
+        landmark_weight = self.train_opt.get("landmark_weight", 100.0) if counts else 0.0
         mesh_weight = self.train_opt.get("mesh_weight", 100.0) if self.train_shape else 0.0
         if not (landmark_weight or mesh_weight):
             return {}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sgpn_arch import build_network
+from sgpn_arch import build_network, complete_options
 from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_arch.names import nearest
@@ -194,7 +194,7 @@ class TrainingModel:
         """Writes the self-describing checkpoint that restoring and later stages read."""
         released = self.release()
         metadata = {
-            "archs": {name: dict(self.opt[name]) for name in released},
+            "archs": {name: complete_options(self.opt[name]) for name in released},
             "name": self.opt["name"],
             "step": step,
             "version": _version(),

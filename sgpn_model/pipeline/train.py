@@ -73,6 +73,10 @@ def _check(opt: dict) -> None:
         raise OptionError("datasets.train: this section is missing")
     if "total_iter" not in (opt["train"] or {}):
         raise OptionError("train.total_iter: this option is missing")
+    for section, key in (("logger", "print_freq"), ("logger", "save_checkpoint_freq"), ("val", "val_freq")):
+        value = (opt.get(section) or {}).get(key, 1)
+        if not isinstance(value, int) or value < 1:
+            raise OptionError(f"{section}.{key}: expected a number of steps of at least 1, found {value!r}")
 
 
 def _prepare_process(opt: dict) -> None:
