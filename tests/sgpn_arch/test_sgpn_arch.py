@@ -254,8 +254,8 @@ def test_build_network_leaves_its_options_alone():
         ({"type": "SGPN", "widht": 1.0}, "SGPN takes no option 'widht'; did you mean 'width'"),
         ({"type": "SGPN", "fusion": "AFB"}, "'AFB'; did you mean 'AFFB'"),
         ({"size": 64}, r"no 'type' \(keys: size\)"),
-        ({"type": "zzzz"}, "'zzzz'; valid: .*AFFB"),
-        ({"type": "SGPN", "zzzz": 1}, "'zzzz'; valid: .*width"),
+        ({"type": "zzzz"}, "'zzzz'; known: .*AFFB"),
+        ({"type": "SGPN", "zzzz": 1}, "'zzzz'; known: .*width"),
     ],
 )
 def test_build_network_names_what_is_wrong(options, message):
