@@ -75,6 +75,7 @@ def common(faces, folder, name):
     return {
         "name": name,
         "manual_seed": 1,
+        "num_threads": 1,  # sums of several threads differ from run to run in their last bit
         "device": "cpu",
         "datasets": {"train": dataset_options(faces), "val": dataset_options(faces)},
         "network_shape": shape_network(),
