@@ -15,12 +15,22 @@ import numpy as np
 
 TEMPLATE_SIZE = 512
 
+# InsightFace's five points for crops of 96x112 px (width x height), on which GPEN's template is built.
+_INSIGHTFACE = (
+    (30.29459953, 51.69630051),
+    (65.53179932, 51.50139999),
+    (48.02519989, 71.73660278),
+    (33.54930115, 92.3655014),
+    (62.72990036, 92.20410156),
+)
+
 # Five points at 512 px: image-left eye, image-right eye, nose tip, image-left and image-right mouth corner.
 TEMPLATES = {
     # facexlib's mean of FFHQ faces found by RetinaFace
     "ffhq": ((192.98, 239.95), (318.90, 240.19), (256.63, 314.02), (201.26, 371.41), (313.09, 371.15)),
-    # GPEN's, which the authors' released SGPN weights were trained with
-    "gpen": ((202.04, 242.88), (309.43, 242.29), (256.08, 303.96), (211.96, 366.83), (300.89, 366.34)),
+    # GPEN's, which the authors' released SGPN weights were trained with: InsightFace's, widened to a square of 112 px and
+    # by a quarter of that on each side, hence 168 px, shown at 512
+    "gpen": tuple(((x + 8 + 28) * 512 / 168, (y + 28) * 512 / 168) for x, y in _INSIGHTFACE),
 }
 
 BORDERS = {"reflect": cv2.BORDER_REFLECT, "constant": cv2.BORDER_CONSTANT, "replicate": cv2.BORDER_REPLICATE}

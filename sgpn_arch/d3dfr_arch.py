@@ -1,10 +1,14 @@
 """D3DFR, the regressor from a face image to the coefficients of the morphable model, its pose and its lighting."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from sgpn_arch.loading import load_strictly
 from sgpn_arch.registry import ARCH_REGISTRY
+from sgpn_arch.released import read_d3dfr
 
 # Name -> (builder, the classifier's attribute, width of the pooled features).
 BACKBONES = {
@@ -51,6 +55,18 @@ class D3DFR(nn.Module):
             # All coefficients start at zero: the mean face, looking straight ahead.
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
+
+    @classmethod
+    def from_released(cls, state_dict: Mapping) -> "D3DFR":
+        """The network of the authors' ``d3dfr_*.pth`` or Deep3DFaceRecon's ``epoch_20.pth``, in evaluation mode.
+
+        Raises:
+            ValueError: names the first tensor that is missing, unknown, of a shape that does not fit, or not finite.
+        """
+        options, state = read_d3dfr(state_dict)
+        network = cls(**options)
+        load_strictly(network, state)
+        return network.eval()
 
     def forward(self, image: Tensor) -> Tensor:
         """RGB image (N, 3, 224, 224) in [0, 1] -> coefficients (N, id + exp + tex + 3 + 27 + 3).

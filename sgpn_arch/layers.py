@@ -288,7 +288,7 @@ def minibatch_stddev(x: torch.Tensor, group: int = 4) -> torch.Tensor:
     """
     batch, _, height, width = x.shape
     group = next(g for g in range(min(group, batch), 0, -1) if batch % g == 0)
-    values = x.float().reshape(group, batch // group, -1)
+    values = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(group, batch // group, -1)
     deviation = torch.sqrt(values.var(dim=0, unbiased=False) + 1e-8).mean(dim=1)
     channel = deviation.to(x.dtype).repeat(group)[:, None, None, None].expand(-1, 1, height, width)
     return torch.cat([x, channel], dim=1)

@@ -3,6 +3,8 @@
 Source: "Blind Face Restoration via Integrating Face Shape and Generative Priors", CVPR 2022.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
@@ -19,7 +21,9 @@ from sgpn_arch.layers import (
     quick_layout,
     resolutions,
 )
+from sgpn_arch.loading import load_strictly
 from sgpn_arch.registry import ARCH_REGISTRY
+from sgpn_arch.released import read_sgpn
 
 
 @ARCH_REGISTRY.register()
@@ -69,8 +73,20 @@ class SGPN(nn.Module):
         own_encoder = self.uses_render and not share_encoder
         self.render_encoder = Encoder(channels, latent_dim) if own_encoder else None
         branches = 2 if self.uses_render else 1
-        self.mapping = Mapping(branches * latent_dim + coeff_dim, style_dim, mapping_layers, mapping_lr_mul)
+        self.mapping = MappingNetwork(branches * latent_dim + coeff_dim, style_dim, mapping_layers, mapping_lr_mul)
         self.decoder = Decoder(channels, style_dim, fusion_class)
+
+    @classmethod
+    def from_released(cls, state_dict: Mapping[str, torch.Tensor]) -> "SGPN":
+        """The network of the authors' ``sgpn.pth``, in evaluation mode; its size and widths are read from the tensors.
+
+        Raises:
+            ValueError: names the first tensor that is missing, unknown, of a shape that does not fit, or not finite.
+        """
+        options, state = read_sgpn(state_dict)
+        network = cls(**options)
+        load_strictly(network, state)
+        return network.eval()
 
     def forward(
         self,
@@ -153,13 +169,13 @@ class Encoder(nn.Module):
         return features, self.to_latent(x.flatten(1))
 
 
-class Mapping(nn.Module):
+class MappingNetwork(nn.Module):
     """z -> w: PixelNorm over the whole vector, then linear layers with fused leaky ReLU."""
 
     def __init__(self, in_features: int, style_dim: int, layers: int, lr_mul: float):
         super().__init__()
-        if layers < 1:
-            raise ValueError(f"mapping_layers is {layers!r}; at least one is needed")
+        if not 1 <= layers <= 64:
+            raise ValueError(f"mapping_layers is {layers!r}; expected 1 to 64")
         widths = [in_features] + [style_dim] * layers
         self.norm = PixelNorm()
         self.layers = nn.ModuleList(

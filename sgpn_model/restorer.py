@@ -10,11 +10,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sgpn_arch import build_network
-from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_arch.fusion_arch import mask_pictures
 from sgpn_arch.names import nearest
+from sgpn_data import released_protocol
 from sgpn_data.alignment import (
     TEMPLATES,
     align_face,
@@ -26,7 +25,7 @@ from sgpn_data.alignment import (
     transform_points,
 )
 from sgpn_data.tensors import to_images, to_tensor
-from sgpn_model.checkpoint import FORMAT, CheckpointError, load_checkpoint, load_weights
+from sgpn_model.checkpoint import FORMAT, CheckpointError, load_checkpoint
 from sgpn_model.detection import Detection, Detector, build_detector
 from sgpn_model.options import OptionError
 
@@ -82,7 +81,8 @@ class FaceRestorer:
         network: an SGPN: called with photo, rendering and coefficients; has ``size``.
         prior: the shape prior: called with crops and five points.
         template: name of the alignment template that the network was trained on.
-        detector: finds faces.
+        detector: finds faces. The prior's ``protocol`` says how they are cut out and pasted back: "released" as the
+            authors do it (but each from the untouched photo, so that the order of the faces does not matter).
         device: where the networks run.
     """
 
@@ -124,6 +124,11 @@ class FaceRestorer:
         """Side of the crops, in pixels."""
         return self.network.size
 
+    @property
+    def as_released(self) -> bool:
+        """Whether faces are cut out and pasted back as in the authors' code."""
+        return self.prior.protocol == "released"
+
     def restore(self, bgr: np.ndarray, aligned: bool = False, only_largest: bool = False) -> RestoreResult:
         """Restores a photo.
 
@@ -143,19 +148,28 @@ class FaceRestorer:
         faces = [self._aligned_face(bgr)] if aligned else self._find_faces(bgr, only_largest)
         for start in range(0, len(faces), BATCH_SIZE):
             self._restore_batch(faces[start : start + BATCH_SIZE])
-        if is_grey(bgr):
+        if not self.as_released and is_grey(bgr):
             for face in faces:
                 face.restored = _to_grey(face.restored)
-        image = _resize_like(faces[0].restored, bgr) if aligned else paste_faces(bgr, faces)
+        image = _resize_like(faces[0].restored, bgr) if aligned else self._paste(bgr, faces)
         return RestoreResult(image, faces)
 
     def _find_faces(self, bgr: np.ndarray, only_largest: bool) -> list[RestoredFace]:
         detections = self.detector.detect(bgr)
+        cut_out = released_protocol.cut_out if self.as_released else align_face
         faces = []
         for detection in detections[:1] if only_largest else detections:
-            crop, matrix = align_face(bgr, detection.points5, self.size, self.template)
+            crop, matrix = cut_out(bgr, detection.points5, self.size, self.template)
             faces.append(_new_face(crop, transform_points(detection.points5, matrix), matrix, detection))
         return faces
+
+    def _paste(self, bgr: np.ndarray, faces: Sequence[RestoredFace]) -> np.ndarray:
+        if not self.as_released:
+            return paste_faces(bgr, faces)
+        image = bgr.copy()
+        for face in faces:
+            image = released_protocol.paste_back(image, face.restored, face.crop, face.matrix)
+        return image
 
     def _aligned_face(self, bgr: np.ndarray) -> RestoredFace:
         height, width = bgr.shape[:2]
@@ -252,37 +266,22 @@ def load_networks(weights: str | Path) -> tuple[torch.nn.Module, ShapePrior, str
     Raises:
         CheckpointError: there are no such weights, or they do not describe a restoration.
     """
-    path = find_weights(weights)
-    checkpoint = load_checkpoint(path)
-    networks = {}
-    for name in ("network_g", "network_shape"):
-        if name not in checkpoint.weights:
-            raise CheckpointError(f"{path}: holds no '{name}', which a restoration needs")
-        try:
-            networks[name] = build_network(checkpoint.metadata["archs"][name])
-        except ValueError as error:
-            raise CheckpointError(f"{path}: {name}: {error}") from error
-        load_weights(networks[name], checkpoint.weights[name], f"{path}: {name}")
-    template = checkpoint.metadata.get("template")
+    checkpoint = load_checkpoint(find_weights(weights))
+    path, about = checkpoint.path, checkpoint.metadata
+    network, regressor = checkpoint.network("network_g"), checkpoint.network("network_shape")
+    template = about.get("template")
     if template not in TEMPLATES:
         raise CheckpointError(f"{path}: unknown alignment template {template!r} (known: {', '.join(TEMPLATES)})")
+    model = checkpoint.morphable_model()
     try:
-        prior = ShapePrior(networks["network_shape"], _morphable_model(checkpoint.metadata.get("morphable_model")))
-    except (OSError, ValueError) as error:
+        prior = ShapePrior(regressor, model, protocol=about.get("protocol", "open"))
+    except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    if networks["network_g"].coeff_dim != prior.coeff_dim:
+    if network.coeff_dim != prior.coeff_dim:
         raise CheckpointError(
-            f"{path}: the network takes {networks['network_g'].coeff_dim} coefficients, the shape prior gives {prior.coeff_dim}"
+            f"{path}: the network takes {network.coeff_dim} coefficients, the shape prior gives {prior.coeff_dim}"
         )
-    return networks["network_g"], prior, template
-
-
-def _morphable_model(name: str | None) -> MorphableModel:
-    if name == "open_face":
-        return MorphableModel.open()
-    if name and Path(name).is_file():
-        return MorphableModel.load(name)
-    raise ValueError(f"morphable model {name!r}: neither the shipped 'open_face' nor a file on this machine")
+    return network, prior, template
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ class SGPNModel(TrainingModel):
     def describe(self) -> dict:
         """What restoring needs beside the networks."""
         return {
-            "morphable_model": self.prior.model.name,
+            "protocol": self.prior.protocol,
             "template": self.opt["datasets"]["train"].get("template", "ffhq"),
             "size": self.networks["network_g"].size,
         }
@@ -126,7 +126,7 @@ class SGPNModel(TrainingModel):
         return output
 
     def _shape(self, prior: ShapePrior, images: Tensor) -> ShapeResult:
-        transform = prior.transform(self.batch["points5"])
+        transform = prior.transform(self.batch["points5"], images.shape[-1])
         with self.autocast():
             coeffs = prior.coefficients(images, transform)
         return prior.draw(coeffs.float(), transform, images.shape[-1])

@@ -68,10 +68,6 @@ class ShapeModel(TrainingModel):
             raise OptionError("train.synthetic_fraction: expected a number from 0 to 1")
         self.landmark_weights = LANDMARK_WEIGHTS.to(self.device)
 
-    def describe(self) -> dict:
-        """The regressor only makes sense with its morphable model."""
-        return {"morphable_model": self.prior.model.name}
-
     def optimize_parameters(self, step: int) -> None:
         """One step on photos, on renderings, or on both."""
         self.networks["network_shape"].train()
@@ -92,7 +88,7 @@ class ShapeModel(TrainingModel):
         count = len(hq)
         points5 = self.batch["points5"]
         jitter = self.train_opt.get("point_jitter", 0.01) * hq.shape[-1]
-        transform = self.prior.transform(points5 + jitter * torch.randn_like(points5))
+        transform = self.prior.transform(points5 + jitter * torch.randn_like(points5), hq.shape[-1])
         degraded = torch.rand(count, 1, 1, 1, device=self.device) < self.train_opt.get("degraded_fraction", 0.5)
         with self.autocast():
             coeffs = self.prior.coefficients(torch.where(degraded, lq, hq), transform)
@@ -117,7 +113,7 @@ class ShapeModel(TrainingModel):
             render, mask = self.prior.render224(target)
             background = warp_affine(
                 (self.batch["hq"][:count] + 1) / 2,
-                self.prior.transform(self.batch["points5"][:count]),
+                self.prior.transform(self.batch["points5"][:count], self.batch["hq"].shape[-1]),
                 render.shape[-1],
             ).flip(0)
             image = torch.where(mask > 0, render, background)

@@ -61,6 +61,8 @@ class TrainingModel:
             raise OptionError(f"train.schedule: unknown value{nearest(str(self.schedule), ['constant', 'cosine'])}")
         if opt.get("precision", "fp32") not in PRECISIONS:
             raise OptionError(f"precision: unknown value{nearest(str(opt['precision']), PRECISIONS)}")
+        # A stage that works with 3D shapes sets it; its morphable model then goes with the checkpoints.
+        self.prior: ShapePrior | None = None
         self.networks: dict[str, nn.Module] = {}
         self.ema: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
@@ -200,7 +202,8 @@ class TrainingModel:
             "version": _version(),
             **self.describe(),
         }
-        save_checkpoint(path, {name: network.state_dict() for name, network in released.items()}, metadata, dtype)
+        weights = {name: network.state_dict() for name, network in released.items()}
+        save_checkpoint(path, weights, metadata, dtype, morphable_model=self.prior and self.prior.model)
 
     def save_training_state(self, path: str | Path, step: int) -> None:
         """Writes all that a resumed run needs, atomically."""

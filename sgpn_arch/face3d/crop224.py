@@ -26,18 +26,40 @@ def pose_scale_translation(points2d: Tensor, points3d: Tensor) -> tuple[Tensor, 
 def crop_to_224(points5: Tensor, reference5: Tensor, size: int = 224) -> Tensor:
     """The matrix (N, 2, 3) that brings a crop to the regressor's image, OpenCV pixels to OpenCV pixels.
 
-    The face is scaled so that one decimetre measures 102 px and the model's origin falls on the image's centre; no
-    rotation is removed (the regressor finds it). The released code fits a similarity transform to points that were
-    moved by exactly this map, which gives the map back.
+    The face is scaled so that one decimetre measures 102 px and the model's origin falls on pixel size / 2; no
+    rotation is removed (the regressor finds it). That is half a pixel right and below of where the camera sees the
+    origin; the regressor, trained with the same map, makes up for it.
 
     Args:
-        points5: (N, 5, 2) pixels in the crop. reference5: (5, 3) the same points on the mean shape, decimetres.
+        points5: (N, 5, 2) pixels in the crop. reference5: (5, 3) the same points on the model, decimetres.
         size: of the regressor's image.
     """
     scale, centre = pose_scale_translation(points5, reference5)
     zoom = TARGET_SCALE / scale.clamp_min(1e-6)
-    offset = size / 2 - zoom[:, None] * centre
-    linear = zoom[:, None, None] * torch.eye(2, dtype=points5.dtype, device=points5.device)
+    return _zoom_about(zoom, centre, torch.full_like(centre, size / 2))
+
+
+def released_crop_to_224(points5: Tensor, reference5: Tensor, crop_size: int, size: int = 224) -> Tensor:
+    """As :func:`crop_to_224`, with the roundings of the authors' code, which their weights were trained with.
+
+    There the crop is thought of as resized to a whole number of pixels, so that the origin falls up to half a pixel to the
+    right; and rows are counted from below, so that it falls as much, and one pixel more, above. The authors then fit a
+    similarity transform to points that were moved by exactly this map, which gives the map back.
+
+    Args:
+        points5, reference5, size: as there. crop_size: height and width of the crop, pixels.
+    """
+    scale, centre = pose_scale_translation(points5.double(), reference5.double())
+    zoom = TARGET_SCALE / scale.clamp_min(1e-6)
+    cut_off = (zoom * crop_size - torch.floor(zoom * crop_size)) / 2
+    origin = torch.stack([size / 2 + cut_off, size / 2 - 1 - cut_off], dim=1)
+    return _zoom_about(zoom, centre, origin).to(points5)
+
+
+def _zoom_about(zoom: Tensor, centre: Tensor, origin: Tensor) -> Tensor:
+    """The matrix (N, 2, 3) that enlarges by zoom (N,) and moves the point centre (N, 2) to origin (N, 2)."""
+    offset = origin - zoom[:, None] * centre
+    linear = zoom[:, None, None] * torch.eye(2, dtype=zoom.dtype, device=zoom.device)
     return torch.cat([linear, offset.unsqueeze(2)], dim=2)
 
 

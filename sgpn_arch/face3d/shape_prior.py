@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from sgpn_arch.face3d.camera import PinholeCamera, rotation_matrix
-from sgpn_arch.face3d.crop224 import crop_to_224, invert_affine, warp_affine
+from sgpn_arch.face3d.crop224 import crop_to_224, invert_affine, released_crop_to_224, warp_affine
 from sgpn_arch.face3d.lighting import shade
-from sgpn_arch.face3d.morphable_model import MorphableModel, five_points
+from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.face3d.rasterizer import interpolate, rasterize
+
+PROTOCOLS = ("open", "released")
 
 
 @dataclass
@@ -57,10 +59,18 @@ class ShapePrior(nn.Module):
             angles (3), lighting (27), translation (3).
         model: the morphable model; its dimensions must be the regressor's.
         rasterizer: "auto", "cpu" or "nvdiffrast".
+        protocol: how a crop is brought to the regressor's image. "released" follows the authors' code to the fraction of
+            a pixel, and shows grey outside the crop; "open" leaves out its roundings, and shows black.
+
+    Raises:
+        ValueError: the regressor does not fit the model, or the protocol is unknown.
     """
 
-    def __init__(self, regressor: nn.Module, model: MorphableModel, rasterizer: str = "auto"):
+    def __init__(self, regressor: nn.Module, model: MorphableModel, rasterizer: str = "auto", protocol: str = "open"):
         super().__init__()
+        if protocol not in PROTOCOLS:
+            raise ValueError(f"protocol is {protocol!r}; it may be {' or '.join(PROTOCOLS)}")
+        self.protocol = protocol
         self.regressor = regressor
         self.model = model
         self.camera = PinholeCamera()
@@ -80,18 +90,21 @@ class ShapePrior(nn.Module):
 
     def forward(self, crop: Tensor, points5: Tensor) -> ShapeResult:
         """crop (N, 3, S, S) RGB in [-1, 1] and points5 (N, 5, 2) OpenCV pixels in it -> ShapeResult."""
-        transform = self.transform(points5)
+        transform = self.transform(points5, crop.shape[-1])
         coeffs = self.coefficients(crop, transform)
         return self.draw(coeffs, transform, crop.shape[-1])
 
-    def transform(self, points5: Tensor) -> Tensor:
+    def transform(self, points5: Tensor, crop_size: int) -> Tensor:
         """(N, 5, 2) -> (N, 2, 3): from the crop to the regressor's image."""
-        reference = five_points(self.model.shape_mean[self.model.landmarks])
-        return crop_to_224(points5, reference, self.camera.size)
+        if self.protocol == "released":
+            return released_crop_to_224(points5, self.model.reference5, crop_size, self.camera.size)
+        return crop_to_224(points5, self.model.reference5, self.camera.size)
 
     def coefficients(self, crop: Tensor, transform: Tensor) -> Tensor:
         """The regressor's coefficients (N, D) for crops (N, 3, S, S) in [-1, 1]."""
-        # Black outside the crop is 0 in the regressor's range, which warp_affine's border gives.
+        # The warp's border is 0: grey in [-1, 1], black in [0, 1].
+        if self.protocol == "released":
+            return self.regressor((warp_affine(crop, transform, self.camera.size) + 1) / 2)
         return self.regressor(warp_affine((crop + 1) / 2, transform, self.camera.size).clamp(0, 1))
 
     def split(self, coeffs: Tensor) -> tuple[Tensor, ...]:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from oracles import face3d as oracle
+from oracles import rasterizer as brute_force
 from sgpn_arch.d3dfr_arch import D3DFR
 from sgpn_arch.face3d.crop224 import warp_affine
 from sgpn_arch.face3d.lighting import shade
@@ -112,6 +113,28 @@ def test_mesh_is_posed_and_lit_as_the_formulas_say():
     np.testing.assert_allclose(mesh.colors[0], shade(albedo[None], normals[None], lighting)[0], atol=1e-8)
 
 
+@pytest.mark.parametrize("size", [120, 300])
+def test_rendering_is_the_lit_mesh_drawn_and_moved_onto_the_crop(size):
+    """A brute-force drawing with colours clamped, the mask likewise, both warped, multiplied, and brought to [-1, 1]."""
+    model = oracle.toy_model(dims=(2, 1, 2)).double()
+    coefficients = random_coefficients(model, 3)
+    coefficients[5 + 3 : 5 + 30] *= 12  # some colours beyond 0..1
+    prior = prior_of(model, coefficients)
+    transform = torch.tensor([[[1.3, 0.1, -20.0], [-0.1, 1.3, 11.0]]], dtype=torch.float64)
+    result, mesh = prior.draw(coefficients[None], transform, size), prior.mesh(coefficients[None])
+    triangles, colors = model.triangles.numpy(), mesh.colors[0].numpy()
+    ids, weights, _ = brute_force.rasterize(mesh.points[0].numpy(), mesh.depth[0].numpy(), triangles, (224, 224))
+    picture = np.einsum("hwk,hwkc->chw", weights, colors[triangles[ids]])
+    assert picture.min() < 0 and picture.max() > 1
+    layers = np.concatenate([picture.clip(0, 1), (ids >= 0)[None]])
+    back = np.linalg.inv(np.vstack([transform[0].numpy(), [0, 0, 1]]))[:2]
+    moved = oracle.warp(layers, back, size)
+    np.testing.assert_allclose(result.mask[0, 0], moved[3], atol=1e-9)
+    np.testing.assert_allclose(result.render[0], moved[:3] * moved[3] * 2 - 1, atol=1e-9)
+    landmarks = np.stack([oracle.pinhole(v) - 0.5 for v in mesh.vertices[0, model.landmarks]])
+    np.testing.assert_allclose(result.landmarks[0], landmarks @ back[:, :2].T + back[:, 2], atol=1e-8)
+
+
 def oracle_rotation(angles):
     from scipy.spatial.transform import Rotation
 
@@ -149,7 +172,7 @@ def test_picture_gradients_reach_lighting_and_texture():
     prior = prior_of(model)
     coefficients = random_coefficients(model)[None]
     start, stop = sum(model.dims[:2]), sum(model.dims)
-    transform = prior.transform(seen_points(model).double())
+    transform = prior.transform(seen_points(model).double(), 48)
     weights = torch.rand(1, 3, 48, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def scalar(texture, lighting):
@@ -173,7 +196,7 @@ def test_whole_picture_has_finite_gradients_for_all_coefficients():
     model = MorphableModel.open()
     prior = prior_of(model)
     coefficients = random_coefficients(model).float()[None].requires_grad_()
-    result = prior.draw(coefficients, prior.transform(seen_points(model)), 96)
+    result = prior.draw(coefficients, prior.transform(seen_points(model), 96), 96)
     (result.render**2).mean().backward()
     assert coefficients.grad.isfinite().all()
     assert all((part != 0).any() for part in prior.split(coefficients.grad))
@@ -184,7 +207,7 @@ def test_larger_lighting_brightens_only_its_colour():
     prior = prior_of(model)
     dark, bright = torch.zeros(1, prior.coeff_dim), torch.zeros(1, prior.coeff_dim)
     bright[0, sum(model.dims) + 3 + 9] = 0.3  # constant band of green
-    transform = prior.transform(seen_points(model))
+    transform = prior.transform(seen_points(model), 64)
     change = prior.draw(bright, transform, 64).render - prior.draw(dark, transform, 64).render
     assert change[:, 1].max() > 0.05 and change[:, 1].min() >= 0
     assert (change[:, [0, 2]] == 0).all()

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 GRID = 24
 
@@ -37,11 +36,10 @@ def dome_model() -> dict[str, torch.Tensor]:
 def tiny_weights(tmp_path_factory) -> str:
     """Path of a checkpoint of random weights: SGPN at 64 pixels, a ResNet-18 regressor, the dome."""
     from sgpn_arch import build_network
+    from sgpn_arch.face3d.morphable_model import MorphableModel
     from sgpn_model.checkpoint import save_checkpoint
 
     folder = tmp_path_factory.mktemp("weights")
-    model = folder / "dome.safetensors"
-    save_file(dome_model(), model, metadata={"format": "sgpn-morphable-model", "name": "dome"})
     archs = {
         "network_g": {"type": "SGPN", "size": 64, "width": 0.02, "max_channels": 16, "style_dim": 16, "latent_dim": 8},
         "network_shape": {"type": "D3DFR", "id_dim": 4, "exp_dim": 3, "tex_dim": 5, "backbone": "resnet18"},
@@ -49,8 +47,9 @@ def tiny_weights(tmp_path_factory) -> str:
     archs["network_g"]["coeff_dim"] = 4 + 3 + 5 + 3 + 27 + 3
     torch.manual_seed(0)
     states = {name: build_network(opt).state_dict() for name, opt in archs.items()}
-    metadata = {"archs": archs, "template": "ffhq", "morphable_model": str(model), "step": 0, "version": "0.1.0"}
-    save_checkpoint(folder / "tiny.safetensors", states, metadata)
+    metadata = {"archs": archs, "template": "ffhq", "step": 0, "version": "0.1.0"}
+    model = MorphableModel(**dome_model(), name="dome")
+    save_checkpoint(folder / "tiny.safetensors", states, metadata, morphable_model=model)
     return str(folder / "tiny.safetensors")
 
 

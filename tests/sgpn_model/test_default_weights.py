@@ -21,8 +21,9 @@ def test_all_that_ships_stays_within_its_limit():
 @pytest.mark.parametrize("name", available_weights())
 def test_shipped_weights_describe_themselves(name):
     metadata = load_checkpoint(find_weights(name)).metadata
-    assert {"archs", "template", "morphable_model", "step", "licence", "version"} <= set(metadata)
-    assert metadata["morphable_model"] == "open_face"
+    assert {"archs", "template", "protocol", "morphable_model", "step", "licence", "version"} <= set(metadata)
+    assert metadata["morphable_model"]["name"] == "open_face"
+    assert not metadata["morphable_model"]["embedded"]  # it ships beside them
 
 
 @pytest.fixture(scope="module")

@@ -194,7 +194,7 @@ def test_weights_are_found_by_name_or_path(tiny_weights, tmp_path, monkeypatch):
     assert str(module.find_weights(tiny_weights)) == tiny_weights
     monkeypatch.setattr(module, "WEIGHTS_FOLDER", tmp_path)
     state = load_checkpoint(tiny_weights)
-    save_checkpoint(tmp_path / "small-one.safetensors", state.weights, state.metadata, torch.float16)
+    save_checkpoint(tmp_path / "small-one.safetensors", state.weights, state.metadata)
     (tmp_path / "default.txt").write_text("small-one\n")
     assert module.available_weights() == ["small-one"]
     assert module.find_weights("default") == module.find_weights("small-one") == tmp_path / "small-one.safetensors"
@@ -206,7 +206,10 @@ def test_weights_are_found_by_name_or_path(tiny_weights, tmp_path, monkeypatch):
     ("change", "message"),
     [
         ({"template": "celeba"}, "unknown alignment template 'celeba'"),
-        ({"morphable_model": "bfm"}, "morphable model 'bfm'"),
+        ({"morphable_model": "bfm"}, "describes no morphable model"),
+        ({"morphable_model": {"name": "open_face", "fingerprint": "0"}}, "another version of the morphable model"),
+        ({"morphable_model": {"name": "dome", "embedded": True}}, "the morphable model lacks shape_mean"),
+        ({"protocol": "mine"}, "protocol is 'mine'"),
         ({"archs": {"network_g": {"type": "SGPM"}}}, "did you mean 'SGPN'"),
         ({"archs": {"network_g": {"coeff_dim": 44}}}, "network_g"),
     ],
@@ -217,7 +220,8 @@ def test_a_checkpoint_that_does_not_fit_says_why(tiny_weights, tmp_path, change,
     for name, keys in archs.items():
         state.metadata["archs"][name].update(keys)
     path = tmp_path / "changed.safetensors"
-    save_checkpoint(path, state.weights, {**state.metadata, **change})
+    model = None if "morphable_model" in change else state.morphable_model()
+    save_checkpoint(path, state.weights, {**state.metadata, **change}, morphable_model=model)
     with pytest.raises(CheckpointError, match=message) as caught:
         FaceRestorer.from_pretrained(path, device="cpu")
     assert "changed.safetensors" in str(caught.value)
