@@ -1,6 +1,7 @@
 """Draws docs/images/morphable_model.png: the open morphable model's mean, identities, expressions and textures.
 
     python scripts/draw_morphable_model.py
+    python scripts/draw_morphable_model.py --model ICT-FaceKit/FaceXModel --crop narrow_and_eyes --output ict.png
 
 Every face goes through the library's own camera, spherical-harmonic lighting and rasteriser.
 """
@@ -15,6 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from sgpn_arch.face3d import ict
 from sgpn_arch.face3d.camera import PinholeCamera, rotation_matrix
 from sgpn_arch.face3d.lighting import shade
 from sgpn_arch.face3d.morphable_model import OPEN_MODEL_FILE, MorphableModel
@@ -86,18 +88,36 @@ def unit(count: int, index: int, value: float) -> Tensor:
 
 
 def unit_table(path: Path) -> dict[str, Tensor]:
-    """Expression coefficients of the full ARKit units, from the model file's metadata."""
+    """Expression coefficients of the full ARKit units: of a model file from its metadata, empty where it has none."""
+    if path.is_dir():
+        names = ict.expression_names(path)
+        table = {arkit_name(name): unit(len(names), k, 1.0) for k, name in enumerate(names)}
+        # ARKit has these in one, ICT-FaceKit for each side.
+        return table | {name: table[f"{name}Left"] + table[f"{name}Right"] for name in ("browInnerUp", "cheekPuff")}
     with safe_open(str(path), framework="pt") as file:
         metadata = file.metadata() or {}
-    if "exp_units" not in metadata:
-        raise KeyError(f"{path}: the metadata has no 'exp_units'; build the file with build_open_morphable_model.py")
-    return {name: torch.tensor(row) for name, row in json.loads(metadata["exp_units"]).items()}
+    return {name: torch.tensor(row) for name, row in json.loads(metadata.get("exp_units", "{}")).items()}
 
 
-def sheet(path: Path, size: int) -> np.ndarray:
+def arkit_name(name: str) -> str:
+    """ICT-FaceKit's name of an expression -> ARKit's."""
+    side = {"_L": "Left", "_R": "Right"}
+    return name[:-2] + side[name[-2:]] if name[-2:] in side else name
+
+
+def expressions(path: Path, model: MorphableModel) -> dict[str, Tensor]:
+    """Six expressions by name: put together from the ARKit units, or else the first modes at 1."""
+    units = unit_table(path)
+    if not units:
+        return {f"expression {k + 1}, +1": unit(model.dims[1], k, 1.0) for k in range(min(6, model.dims[1]))}
+    return {name: sum(s * units[part] for part, s in parts.items()) for name, parts in EXPRESSIONS.items()}
+
+
+def sheet(path: Path, crop: str, size: int) -> np.ndarray:
     """The whole picture: seven faces a row."""
-    model = MorphableModel.load(path)
-    artist, units, (ids, _, textures) = Portraitist(model, size), unit_table(path), model.dims
+    model = MorphableModel.from_ict(path, crop) if path.is_dir() else MorphableModel.load(path)
+    artist, (ids, _, count) = Portraitist(model, size), model.dims
+    textures = TEXTURES if path == OPEN_MODEL_FILE else [(k, f"texture {k + 1}") for k in range(min(7, count))]
     generator = torch.Generator().manual_seed(7)
     rows = [[artist.draw(turn=turn, caption=f"mean, {turn} degrees") for turn in (-90, -40, 0, 40)]]
     rows[0] += [artist.draw(turn=turn, caption="68 landmarks", landmarks=True) for turn in (0, 50, 90)]
@@ -105,31 +125,40 @@ def sheet(path: Path, size: int) -> np.ndarray:
         faces = [artist.draw(unit(ids, k, value), caption=f"identity {k + 1}, {value:+.0f} sigma") for k in range(7)]
         rows.append(faces)
     faces = [artist.draw(caption="neutral")]
-    for name, strengths in EXPRESSIONS.items():
-        code = sum(strength * units[unit_name] for unit_name, strength in strengths.items())
-        faces.append(artist.draw(expression=code, caption=name))
+    faces += [artist.draw(expression=code, caption=name) for name, code in expressions(path, model).items()]
     rows.append(faces)
     for value in (2.0, -2.0):
         rows.append(
-            [
-                artist.draw(texture=unit(textures, k, value), caption=f"{name}, {value:+.0f} sigma")
-                for k, name in TEXTURES
-            ]
+            [artist.draw(texture=unit(count, k, value), caption=f"{name}, {value:+.0f} sigma") for k, name in textures]
         )
+    # Expressions of an ICT model are strengths from 0 to 1, not drawn from N(0, 1).
+    spread = (1.0, 0.0 if path.is_dir() else 1.0, 1.0)
     for _ in range(2):
-        codes = [[torch.randn(n, generator=generator) for n in model.dims] for _ in range(7)]
+        codes = [
+            [s * torch.randn(n, generator=generator) for n, s in zip(model.dims, spread, strict=True)] for _ in range(7)
+        ]
         rows.append([artist.draw(*code, turn=15.0 * (k - 3), caption="random N(0, 1)") for k, code in enumerate(codes)])
-    return np.concatenate([np.concatenate(row, axis=1) for row in rows])
+    return stack(rows, size)
+
+
+def stack(rows: list[list[np.ndarray]], size: int) -> np.ndarray:
+    """One picture of the rows, short ones filled up with the background."""
+    blank = np.full((size, size, 3), BACKGROUND, np.uint8)
+    longest = max(map(len, rows))
+    return np.concatenate([np.concatenate(row + [blank] * (longest - len(row)), axis=1) for row in rows])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw the open morphable model.")
-    parser.add_argument("--model", type=Path, default=OPEN_MODEL_FILE)
+    parser = argparse.ArgumentParser(description="Draw a morphable model.")
+    parser.add_argument(
+        "--model", type=Path, default=OPEN_MODEL_FILE, help="a model file, or ICT-FaceKit's directory FaceXModel"
+    )
+    parser.add_argument("--crop", default="narrow_and_eyes", help=f"of ICT-FaceKit: {', '.join(ict.CROPS)}")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--size", type=int, default=200, help="pixels of one face")
     args = parser.parse_args()
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(args.output), sheet(args.model, args.size))
+    cv2.imwrite(str(args.output), sheet(args.model, args.crop, args.size))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,10 @@ TOP_LEVEL = {
     "name", "model_type", "manual_seed", "device", "num_threads", "precision",
     "datasets", "path", "train", "val", "logger", "restorers", "judge", "metrics",
 }  # fmt: skip
-PATH_KEYS = {"experiments_root", "pretrain_network_g", "pretrain_network_shape", "pretrain_backbone", "resume_state"}
+PATH_KEYS = {
+    "experiments_root", "morphable_model", "pretrain_network_g", "pretrain_network_shape", "pretrain_backbone",
+    "resume_state",
+}  # fmt: skip
 LOGGER_KEYS = {"print_freq", "save_checkpoint_freq", "use_tb_logger"}
 VAL_KEYS = {"val_freq", "save_images"}
 

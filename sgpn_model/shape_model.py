@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sgpn_arch.face3d.crop224 import warp_affine
 from sgpn_arch.registry import MODEL_REGISTRY
+from sgpn_model.checkpoint import read_pickle
 from sgpn_model.losses import coefficient_prior, landmark_loss_2d, mesh_loss, photometric_loss
 from sgpn_model.metrics import landmark_error
 from sgpn_model.options import OptionError, check_keys
@@ -52,7 +53,7 @@ class ShapeModel(TrainingModel):
         path = self.opt.get("path") or {}
         self.networks["network_shape"] = self.network("network_shape", path.get("pretrain_network_shape"))
         if path.get("pretrain_backbone"):
-            state = torch.load(path["pretrain_backbone"], map_location="cpu", weights_only=True)
+            state = read_pickle(path["pretrain_backbone"])
             try:
                 self.networks["network_shape"].load_backbone(state)
             except ValueError as error:

@@ -113,9 +113,14 @@ class TrainingModel:
         return network.to(self.device, memory_format=torch.channels_last)
 
     def shape_prior(self, regressor: nn.Module) -> ShapePrior:
-        """The shape prior of a regressor and the open morphable model."""
+        """The shape prior of a regressor and the morphable model of ``path.morphable_model`` (default: the one that ships)."""
+        path = (self.opt.get("path") or {}).get("morphable_model")
         try:
-            return ShapePrior(regressor, MorphableModel.open()).to(self.device)
+            model = MorphableModel.read(path) if path else MorphableModel.open()
+        except (OSError, ValueError) as error:
+            raise OptionError(f"path.morphable_model: {error}") from error
+        try:
+            return ShapePrior(regressor, model).to(self.device)
         except ValueError as error:
             raise OptionError(f"network_shape: {error}") from error
 

@@ -1,15 +1,19 @@
 """A linear 3D morphable model of the face: identity, expression and texture bases over one triangle mesh."""
 
+import hashlib
 import json
+import os
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 OPEN_MODEL_FILE = Path(__file__).parent.parent / "assets" / "open_face.safetensors"
 FORMAT = "sgpn-morphable-model"
 BASES = ("id_basis", "exp_basis", "tex_basis")
+FACE_NORMALS = ("area", "unit")
 TENSORS = ("shape_mean", "tex_mean", *BASES, "triangles", "landmarks")
 
 # Five-point form of the 68 iBUG landmarks: eye centres, nose tip, mouth corners (image left to right).
@@ -33,6 +37,13 @@ class MorphableModel(nn.Module):
         triangles: (F, 3) vertex indices, counter-clockwise seen from outside.
         landmarks: (68,) vertex indices in iBUG order, beginning with the jaw at the image's left.
         name: what checkpoints call this model.
+        reference5: (5, 3) decimetres, the five points that align a photo with the model; None takes them from the
+            landmarks of the mean shape (a choice of ours; the Basel model brings its own).
+        face_normals: how triangles add up to a vertex normal: "area", weighted by their areas (the released SGPN), or
+            "unit", equally (Deep3DFaceRecon).
+
+    Raises:
+        ValueError: the parts do not fit together; the message names the part.
     """
 
     def __init__(
@@ -45,9 +56,14 @@ class MorphableModel(nn.Module):
         triangles: Tensor,
         landmarks: Tensor,
         name: str = "unnamed",
+        reference5: Tensor | None = None,
+        face_normals: str = "area",
     ):
         super().__init__()
         self.name = name
+        self.face_normals = face_normals
+        # Recentred, the mean's last digits depend on the machine; files and fingerprints must not.
+        self._given = {"shape_mean": shape_mean.float(), "reference5": reference5}
         # The mesh is recentred by the mean shape's centroid, so rotation turns the head about itself.
         self.register_buffer("shape_mean", shape_mean.float() - shape_mean.float().mean(0), persistent=False)
         for key, value in (("id_basis", id_basis), ("exp_basis", exp_basis), ("tex_basis", tex_basis)):
@@ -56,9 +72,20 @@ class MorphableModel(nn.Module):
         self.register_buffer("triangles", triangles.long(), persistent=False)
         self.register_buffer("landmarks", landmarks.long(), persistent=False)
         self._check()
+        if reference5 is None:
+            reference5 = five_points(self.shape_mean[self.landmarks])
+        self.register_buffer("reference5", reference5.float(), persistent=False)
+        if self.reference5.shape != (5, 3):
+            raise ValueError(
+                f"morphable model '{name}': reference5 has shape {tuple(reference5.shape)}, expected (5, 3)"
+            )
 
     def _check(self) -> None:
         vertices = self.shape_mean.shape[0]
+        if self.face_normals not in FACE_NORMALS:
+            raise ValueError(
+                f"morphable model '{self.name}': face_normals is {self.face_normals!r}; it may be {' or '.join(FACE_NORMALS)}"
+            )
         if self.landmarks.shape != (68,):
             raise ValueError(f"morphable model '{self.name}': {self.landmarks.numel()} landmarks, expected 68")
         if self.tex_mean.shape != self.shape_mean.shape:
@@ -75,7 +102,7 @@ class MorphableModel(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> "MorphableModel":
-        """Reads a model file (safetensors; bases as int8 with one scale per mode).
+        """Reads a model file (safetensors; bases in floating point, or as int8 with one scale per mode).
 
         Raises:
             ValueError: the file is not a morphable model of this library, or its parts do not fit together.
@@ -98,12 +125,98 @@ class MorphableModel(nn.Module):
             scale = tensors.pop(f"{key}_scale", None)
             if scale is not None:
                 tensors[key] = tensors[key].float() * scale.float().view(-1, 1, 1)
-        return cls(**{key: tensors[key] for key in TENSORS}, name=metadata.get("name", Path(path).stem))
+        return cls(
+            **{key: tensors[key] for key in TENSORS},
+            name=metadata.get("name", Path(path).stem),
+            reference5=tensors.get("reference5"),
+            face_normals=metadata.get("face_normals", "area"),
+        )
+
+    def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Writes a model file for ``load``, with the name and ``face_normals``. It appears only when it is whole.
+
+        Args:
+            dtype: of the bases. float16 halves the file; a vertex that a mode moves by 1 cm is then up to 2.5 micrometres off.
+
+        Raises:
+            OSError: the file cannot be written; nothing is left behind.
+        """
+        tensors = {key: value.cpu().contiguous() for key, value in self.tensors().items()}
+        tensors |= {key: tensors[key].to(dtype) for key in BASES}
+        tensors |= {key: tensors[key].int() for key in ("triangles", "landmarks")}
+        metadata = {"format": FORMAT, "name": self.name, "face_normals": self.face_normals}
+        temporary = Path(f"{path}.{os.getpid()}.part")
+        try:
+            with temporary.open("wb") as file:
+                file.write(to_bytes(tensors, metadata))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What the model was made of, by the names of the constructor's arguments (``reference5`` only if it was given)."""
+        given = {key: value for key, value in self._given.items() if value is not None}
+        return {**{key: getattr(self, key) for key in TENSORS}, **given}
+
+    @classmethod
+    def read(cls, path: str | Path) -> "MorphableModel":
+        """A model in any of the forms that this library knows: a file of ``save``, a Basel model, or ICT-FaceKit's directory.
+
+        Raises:
+            FileNotFoundError: there is nothing. ValueError: what there is, is none; the message says which form was tried.
+        """
+        path = Path(path)
+        if path.suffix == ".mat" or (path.is_dir() and any(path.glob("*.mat"))):
+            return cls.from_bfm(path)
+        return cls.from_ict(path) if path.is_dir() else cls.load(path)
 
     @classmethod
     def open(cls) -> "MorphableModel":
         """The model that ships with the library, made from MakeHuman's CC0 data (see sgpn_arch/assets/README.md)."""
         return cls.load(OPEN_MODEL_FILE)
+
+    @classmethod
+    def from_bfm(cls, path: str | Path, face_normals: str = "area") -> "MorphableModel":
+        """The Basel Face Model 2009 with FaceWarehouse's expressions, as the authors and Deep3DFaceRecon prepare it.
+
+        Its licence forbids passing it on, so the files are the user's to bring.
+
+        Args:
+            path: ``BFM09_model_info.mat`` or ``BFM_model_front.mat``, or the directory that holds one. The alignment
+                points come from ``similarity_Lm3D_all.mat`` beside it where there is one, else from its published values.
+            face_normals: see the class; "unit" for Deep3DFaceRecon's own weights.
+
+        Raises:
+            FileNotFoundError: no such file. ValueError: it is not that model; the message names the part.
+        """
+        from sgpn_arch.face3d.bfm import read_bfm
+
+        return cls(**read_bfm(path), face_normals=face_normals)
+
+    @classmethod
+    def from_ict(cls, directory: str | Path, crop: str = "narrow_and_eyes", identities: int = 100) -> "MorphableModel":
+        """ICT-FaceKit's light model: identity coefficients ~ N(0, 1), expression coefficients 0..1, tex_dim 3.
+
+        An expression coefficient is the strength of one named blendshape, from 0 (neutral) to 1 (full), and not drawn
+        from N(0, 1); ``ict.expression_names(directory)`` names them in order. The kit has no colours: the skin is plain
+        and its three modes (light, yellowish, ruddy) are choices of ours, as are the painted eyes.
+
+        Args:
+            directory: the kit's directory FaceXModel of OBJ files (MIT licence), or the one above. It takes some seconds to read;
+                ``save`` writes one file that ``load`` reads at once.
+            crop: "face" (with ears and neck), "narrow" (forehead to below the chin), "face_and_eyes", "narrow_and_eyes". All 68
+                landmarks lie in each. Without the eyes there are holes between the lids; the mouth is a hole in all.
+            identities: how many of the 100 identity modes to read, from the first (the first few are the largest).
+
+        Raises:
+            FileNotFoundError: a file is missing. ValueError: unknown crop, or a file that is not the kit's; the message
+            names it.
+        """
+        from sgpn_arch.face3d.ict import read_ict
+
+        return cls(**read_ict(directory, crop, identities))
 
     @property
     def dims(self) -> tuple[int, int, int]:
@@ -120,13 +233,25 @@ class MorphableModel(nn.Module):
         return self.tex_mean + (texture @ self.tex_basis.flatten(1)).unflatten(1, (-1, 3))
 
     def normals(self, vertices: Tensor) -> Tensor:
-        """Unit vertex normals (N, V, 3): the normalised sum of the area-weighted normals of the adjoining triangles."""
+        """Unit vertex normals (N, V, 3): the normalised sum of the adjoining triangles' normals (see ``face_normals``)."""
         corner = vertices[:, self.triangles]
+        # The cross product is as long as twice the triangle's area.
         face_normals = torch.linalg.cross(corner[:, :, 1] - corner[:, :, 0], corner[:, :, 2] - corner[:, :, 0])
+        if self.face_normals == "unit":
+            face_normals = nn.functional.normalize(face_normals, dim=2, eps=1e-12)
         summed = torch.zeros_like(vertices)
         for k in range(3):
             summed = summed.index_add(1, self.triangles[:, k], face_normals)
         return nn.functional.normalize(summed, dim=2, eps=1e-12)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that the model's results depend on: two models with one fingerprint are the same."""
+        digest = hashlib.sha256(self.face_normals.encode())
+        for key, value in sorted(self.tensors().items()):
+            digest.update(f"{key}{tuple(value.shape)}".encode())
+            value = value.float() if value.is_floating_point() else value
+            digest.update(value.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
 
     def extra_repr(self) -> str:
         return json.dumps({"name": self.name, "vertices": len(self.shape_mean), "dims": self.dims})

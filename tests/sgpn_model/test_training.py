@@ -242,6 +242,22 @@ class TestFiles:
             build_model(SGPNModel, options)
 
 
+def test_another_morphable_model_goes_with_the_checkpoints(faces, tmp_path):
+    """Trained on a model from a file, the weights restore without that file."""
+    parts = MorphableModel.open().tensors()
+    path = tmp_path / "few.safetensors"
+    MorphableModel(**{**parts, "id_basis": parts["id_basis"][:7]}, name="few").save(path)
+    options = sgpn_options(faces, tmp_path)
+    options["path"]["morphable_model"] = str(path)
+    options["network_shape"]["id_dim"] = 7
+    options["network_g"]["coeff_dim"] += 7 - IDENTITY
+    run(tmp_path, options)
+    path.unlink()
+    network, prior, _ = load_networks(tmp_path / "tiny" / "models" / "tiny_3.safetensors")
+    assert prior.model.name == "few" and prior.model.dims == (7, EXPRESSION, TEXTURE)
+    assert network.coeff_dim == prior.coeff_dim
+
+
 @pytest.mark.parametrize("fusion", ["SumFusion", "LQOnly"])
 def test_the_ablations_train_and_show_no_mask(faces, tmp_path, fusion):
     options = sgpn_options(faces, tmp_path, gan=None, total_iter=2)
@@ -486,6 +502,7 @@ class TestRefusals:
             ({"network_g.coeff_dim": 9}, "network_g.coeff_dim: is 9, but network_shape gives"),
             ({"network_shape.id_dim": 9}, "network_shape: the regressor gives"),
             ({"path.pretrain_network_g": "/nowhere"}, "/nowhere: no such file of weights"),
+            ({"path.morphable_model": "/nowhere"}, "path.morphable_model: .*nowhere"),
         ],
         ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
     )
