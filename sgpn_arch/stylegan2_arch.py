@@ -22,7 +22,7 @@ from sgpn_arch.layers import (
 )
 from sgpn_arch.ops import downsample2d, fir_kernel
 from sgpn_arch.registry import ARCH_REGISTRY
-from sgpn_arch.sgpn_arch import Decoder, Mapping
+from sgpn_arch.sgpn_arch import Decoder, MappingNetwork
 
 
 @ARCH_REGISTRY.register()
@@ -110,7 +110,7 @@ class ConcatStyleGAN2Generator(nn.Module):
         super().__init__()
         self.style_dim = style_dim
         self.channels = {r: channels_at(r, width, max_channels) for r in resolutions(size)}
-        self.mapping = Mapping(style_dim, style_dim, mapping_layers, mapping_lr_mul)
+        self.mapping = MappingNetwork(style_dim, style_dim, mapping_layers, mapping_lr_mul)
         self.decoder = Decoder(self.channels, style_dim, LQOnly)
 
     def forward(self, z: torch.Tensor, noise: dict[int, torch.Tensor] | None = None) -> torch.Tensor:

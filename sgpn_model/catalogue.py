@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from sgpn_arch.names import nearest
+from sgpn_model.errors import UserError
 
 CATALOGUE_FILE = Path(__file__).parent / "weights" / "catalogue.yml"
 # What a prefix of a SHA-256 must have at least to count as known: as many digits as in torchvision's file names.
@@ -32,7 +33,7 @@ MAGIC = {
 }
 
 
-class CatalogueError(ValueError):
+class CatalogueError(UserError, ValueError):
     """A name that is not in the catalogue, weights that cannot be fetched, or a catalogue that cannot be read."""
 
 

@@ -22,13 +22,14 @@ from torch import Tensor
 from sgpn_arch import build_network
 from sgpn_arch.face3d.morphable_model import TENSORS, MorphableModel
 from sgpn_arch.loading import check_fit, load_strictly
+from sgpn_model.errors import UserError
 
 FORMAT = "sgpn-checkpoint"
 MODEL_PREFIX = "morphable_model"
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how PyTorch's files began before they were zip files
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """A file of weights that cannot be used; the message names the file and the cause."""
 
 
@@ -238,7 +239,10 @@ def read_pickle(path: str | Path) -> Any:
         ) from error
     except Exception as error:  # PyTorch raises whatever the damage happens to lead to
         raise CheckpointError(f"{path}: is damaged or incomplete ({_first_line(error)}); get it again") from error
-    _check_sizes(content, path)
+    try:
+        _check_sizes(content, path)
+    except RecursionError as error:
+        raise CheckpointError(f"{path}: refused, for it contains itself") from error
     return content
 
 

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from sgpn_model.errors import UserError
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code: 0 all went well, 1 something failed, 2 wrong usage."""
@@ -16,24 +18,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("sgpn: interrupted", file=sys.stderr)
         return 130
-    except Exception as error:
-        if not isinstance(error, _known_errors()):
-            raise
+    except (UserError, OSError, FloatingPointError) as error:
         print(f"sgpn: error: {error}", file=sys.stderr)
         return 1
-
-
-def _known_errors() -> tuple[type[Exception], ...]:
-    """Errors whose message is meant for the user; any other is a bug and keeps its traceback."""
-    from sgpn_model.catalogue import CatalogueError
-    from sgpn_model.checkpoint import CheckpointError
-    from sgpn_model.detection import DetectorError
-    from sgpn_model.image_io import ImageError
-    from sgpn_model.options import OptionError
-    from sgpn_model.pipeline.restore import InputError
-
-    ours = CatalogueError, CheckpointError, DetectorError, ImageError, InputError, OptionError
-    return *ours, OSError, FloatingPointError
 
 
 # ---------------------------------------------------------------------------------------------------------------------

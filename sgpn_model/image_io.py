@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from sgpn_model.errors import UserError
+
 READ_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 WRITE_SUFFIXES = (".jpg", ".jpeg", ".png")
 JPEG_QUALITY = 95
 
 
-class ImageError(ValueError):
+class ImageError(UserError, ValueError):
     """A file that cannot be read or written as a picture; the message names it."""
 
 

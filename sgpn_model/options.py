@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from sgpn_arch.names import nearest
+from sgpn_model.errors import UserError
 
 TOP_LEVEL = {
     "name", "model_type", "manual_seed", "device", "num_threads", "precision",
@@ -25,7 +26,7 @@ VAL_KEYS = {"val_freq", "save_images"}
 BARE_EXPONENT = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")
 
 
-class OptionError(ValueError):
+class OptionError(UserError, ValueError):
     """An option file that cannot be used; the message names the key and what to write instead."""
 
 

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from sgpn_model.errors import UserError
 from sgpn_model.image_io import READ_SUFFIXES, WRITE_SUFFIXES, ImageError, Photo, read_photo, write_photo, write_picture
 from sgpn_model.restorer import FaceRestorer, RestoredFace, RestoreResult
 from sgpn_model.sheet import comparison_sheet
@@ -21,7 +22,7 @@ DEMO_SEED = 0
 DEMO_RANGES = {"blur_sigma": 1.5, "downsample": 3.0, "noise": 6.0, "jpeg": 60, "isotropic_probability": 1.0}
 
 
-class InputError(ValueError):
+class InputError(UserError, ValueError):
     """Inputs and output that do not go together; the message says which."""
 
 

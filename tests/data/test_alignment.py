@@ -74,6 +74,12 @@ class TestTransforms:
         expected = al.scale_points(al.transform_points(point, matrix), 512, 128)
         np.testing.assert_allclose(al.transform_points(point, al.rescale_matrix(matrix, 512, 128)), expected)
 
+    def test_templates_are_the_published_points(self):
+        gpen = [(202.04, 242.88), (309.43, 242.29), (256.08, 303.96), (211.96, 366.83), (300.89, 366.34)]
+        ffhq = [(192.98, 239.95), (318.90, 240.19), (256.63, 314.02), (201.26, 371.41), (313.09, 371.15)]
+        np.testing.assert_allclose(al.template_points("gpen"), gpen, atol=0.006)
+        np.testing.assert_array_equal(al.template_points("ffhq"), ffhq)
+
     def test_unknown_template(self):
         with pytest.raises(ValueError, match="ffhq"):
             al.template_points("arcface")
@@ -129,6 +135,24 @@ class TestAlign:
         with pytest.raises(ValueError, match="border"):
             al.warp(photo, similarity(1, 0, 0, 0), (8, 8), "wrap")
 
+    @settings(deadline=None, max_examples=40)
+    @given(
+        seed=st.integers(0, 2**31),
+        scale=st.floats(0.85, 3),
+        border=st.sampled_from(sorted(al.BORDERS)),
+        interpolation=st.sampled_from([cv2.INTER_LINEAR, cv2.INTER_CUBIC]),
+    )
+    def test_reading_only_a_part_changes_nothing(self, seed, scale, border, interpolation):
+        """OpenCV's warp of the whole photo, where nothing shrinks by so much that it is averaged first."""
+        rng = np.random.default_rng(seed)
+        photo = cv2.GaussianBlur(rng.integers(0, 256, (90, 120, 3), dtype=np.uint8), (0, 0), 2)
+        to_photo = similarity(1 / scale, rng.uniform(-3, 3), *rng.uniform(10, 80, 2))
+        matrix = al.invert_similarity(to_photo)
+        options = {"borderMode": al.BORDERS[border], "borderValue": (9,) * 4}
+        expected = cv2.warpAffine(photo, matrix, (70, 50), flags=interpolation, **options).astype(int)
+        found = al.warp(photo, matrix, (70, 50), border, interpolation, border_value=9)
+        assert np.abs(found - expected).max() <= 1
+
 
 class TestPaste:
     def test_feather_is_the_blurred_square(self):
@@ -148,13 +172,15 @@ class TestPaste:
         st.floats(-80, 280),
         st.floats(-80, 240),
         st.sampled_from([32, 64]),
+        st.booleans(),
     )
-    def test_every_byte_outside_the_face_is_kept(self, scale, angle, x, y, size):
+    def test_every_byte_outside_the_face_is_kept(self, scale, angle, x, y, size, full):
         photo = np.random.default_rng(0).integers(0, 256, (160, 200, 3), dtype=np.uint8)
         before = photo.copy()
         to_photo = similarity(scale, angle, x, y)
         face = np.full((size, size, 3), 255, np.uint8)
-        result = al.paste_face(photo, face, al.invert_similarity(to_photo))
+        mask = np.ones((size, size)) if full else None
+        result = al.paste_face(photo, face, al.invert_similarity(to_photo), mask=mask)
         np.testing.assert_array_equal(photo, before)
         grid = np.stack(np.meshgrid(np.arange(200), np.arange(160)), -1)
         on_face = al.transform_points(grid, al.invert_similarity(to_photo))
@@ -163,6 +189,20 @@ class TestPaste:
         np.testing.assert_array_equal(result[outside], before[outside])
         middle = np.all(np.abs(on_face - (size - 1) / 2) < size / 4, axis=-1)
         assert (result[middle] >= 250).all()
+
+    @settings(deadline=None, max_examples=25)
+    @given(st.integers(0, 2**31), st.floats(0.9, 2.5))
+    def test_result_is_the_blend_of_the_photo_and_the_bicubically_moved_face(self, seed, scale):
+        """photo + mask * (face - photo), with OpenCV's warps of the whole face and mask onto the whole photo."""
+        rng = np.random.default_rng(seed)
+        photo = rng.integers(0, 256, (100, 130, 3), dtype=np.uint8)
+        face = cv2.GaussianBlur(rng.integers(0, 256, (48, 48, 3), dtype=np.uint8), (0, 0), 2)
+        to_photo = similarity(scale, rng.uniform(-3, 3), *rng.uniform(0, 100, 2))
+        moved = cv2.warpAffine(face, to_photo, (130, 100), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        weight = cv2.warpAffine(al.feather_mask(48), to_photo, (130, 100), flags=cv2.INTER_LINEAR)[..., None]
+        expected = np.rint(photo + weight * (moved.astype(float) - photo))
+        found = al.paste_face(photo, face, al.invert_similarity(to_photo))
+        assert np.abs(found - expected).max() <= 2
 
     def test_in_place(self):
         photo = np.zeros((64, 64, 3), np.uint8)
@@ -186,7 +226,7 @@ class TestPaste:
         face = np.full((40, 40, 3), 200, np.uint8)
         mask = np.tile(np.linspace(0, 1, 40, dtype=np.float32), (40, 1))
         result = al.paste_face(photo, face, similarity(1, 0, 0, 0), mask=mask)
-        np.testing.assert_allclose(result[20, :, 1], mask[20] * 200, atol=1)
+        np.testing.assert_array_equal(result[20, :, 1], np.rint(mask[20] * 200))
 
     def test_bad_shapes(self):
         photo = np.zeros((40, 40, 3), np.uint8)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 from sgpn_arch.face3d.morphable_model import MorphableModel
 
@@ -16,14 +17,16 @@ def linear_combination(mean, basis, coefficients):
     return result
 
 
-def vertex_normals(vertices, triangles):
-    """(V, 3): each triangle adds its normal, times its area, to its three corners; then unit length."""
+def vertex_normals(vertices, triangles, face_normals="area"):
+    """(V, 3): each triangle adds its normal, times its area or of unit length, to its three corners; then unit length."""
     vertices = np.asarray(vertices, float)
     total = np.zeros_like(vertices)
     for triangle in triangles:
         a, b, c = (vertices[int(i)] for i in triangle)
         (ux, uy, uz), (vx, vy, vz) = b - a, c - a
         normal = np.array([uy * vz - uz * vy, uz * vx - ux * vz, ux * vy - uy * vx])
+        if face_normals == "unit":
+            normal /= np.sqrt((normal**2).sum())
         for i in triangle:
             total[int(i)] += normal
     return np.array([n / max(np.sqrt((n**2).sum()), 1e-12) for n in total])
@@ -33,6 +36,31 @@ def pinhole(point, focal=1015.0, size=224, distance=10.0):
     """Continuous pixel of one point that a camera at (0, 0, distance) sees, looking down -z."""
     x, y, z = (float(value) for value in point)
     return np.array([size / 2 + focal * x / (distance - z), size / 2 - focal * y / (distance - z)])
+
+
+def pose_scale_translation(points2d, points3d):
+    """Scale and translation (2,) of a scaled-orthographic camera: least squares on the stacked system of 2K equations.
+
+    The unknowns are the first two rows of the projection, (sR1, tx) and (sR2, ty); the scale is the rows' mean length.
+    """
+    system = np.zeros((2 * len(points3d), 8))
+    for i, point in enumerate(points3d):
+        system[2 * i, :4] = system[2 * i + 1, 4:] = [*point, 1]
+    solution = np.linalg.lstsq(system, np.asarray(points2d).reshape(-1), rcond=None)[0]
+    lengths = [np.sqrt((row**2).sum()) for row in (solution[:3], solution[4:7])]
+    return sum(lengths) / 2, solution[[3, 7]]
+
+
+def warp(image, matrix, size):
+    """image (C, H, W) moved by the 2x3 matrix onto (C, size, size): bilinear, and 0 beyond the border, in float64."""
+    linear, shift = np.asarray(matrix, float)[:, :2], np.asarray(matrix, float)[:, 2]
+    y, x = np.indices((size, size))
+    source = np.linalg.solve(linear, np.stack([x, y]).reshape(2, -1) - shift[:, None])[::-1]
+    planes = [
+        ndimage.map_coordinates(np.asarray(plane, float), source, order=1, mode="grid-constant", cval=0)
+        for plane in image
+    ]
+    return np.reshape(planes, (-1, size, size))
 
 
 def toy_model(seed=0, side=9, dims=(3, 2, 2), name="toy"):

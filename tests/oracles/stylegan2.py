@@ -29,9 +29,15 @@ def _pad_or_crop(picture, pad):
     return picture[max(-before, 0) : end, max(-before, 0) : picture.shape[1] + min(after, 0)]
 
 
-def fused_leaky_relu(x: np.ndarray, bias: np.ndarray) -> np.ndarray:
+def fused_leaky_relu(x: np.ndarray, bias: np.ndarray, slope: float = 0.2, gain: float = math.sqrt(2)) -> np.ndarray:
     shifted = x + bias.reshape(1, -1, *[1] * (x.ndim - 2))
-    return np.where(shifted > 0, shifted, 0.2 * shifted) * math.sqrt(2)
+    return np.where(shifted > 0, shifted, slope * shifted) * gain
+
+
+def blur_kernel(gain: float = 1.0) -> np.ndarray:
+    """The 4x4 binomial filter, which sums to ``gain``."""
+    line = np.array([1.0, 3.0, 3.0, 1.0]) / 8
+    return np.outer(line, line) * gain
 
 
 def modulated_conv2d(x, weight, style, demodulate=True, upsample=False):
@@ -44,20 +50,20 @@ def modulated_conv2d(x, weight, style, demodulate=True, upsample=False):
         kernel = weight * s[None, :, None, None]
         if demodulate:
             kernel = kernel / torch.sqrt(kernel.square().sum(dim=(1, 2, 3), keepdim=True) + 1e-8)
-        outputs.append(_upsampling_conv(sample, kernel) if upsample else _conv(sample, kernel))
+        outputs.append(_upsampling_conv(sample, kernel) if upsample else conv(sample, kernel, kernel.shape[-1] // 2))
     return torch.stack(outputs)
 
 
-def _conv(sample, kernel):
-    pad = kernel.shape[-1] // 2
-    height, width = sample.shape[1:]
+def conv(sample, kernel, pad=0, stride=1):
+    """(Cin, H, W), (Cout, Cin, k, k) -> (Cout, H', W'): the weighted sum of shifted pictures, zeros beyond the border."""
     padded = torch.nn.functional.pad(sample, [pad] * 4)
+    height, width = (size - kernel.shape[-1] + 1 for size in padded.shape[1:])
     out = sample.new_zeros(len(kernel), height, width)
     for dy in range(kernel.shape[2]):
         for dx in range(kernel.shape[3]):
             window = padded[:, dy : dy + height, dx : dx + width]
             out += torch.einsum("oi,ihw->ohw", kernel[:, :, dy, dx], window)
-    return out
+    return out[:, ::stride, ::stride]
 
 
 def _upsampling_conv(sample, kernel):
@@ -69,9 +75,7 @@ def _upsampling_conv(sample, kernel):
         for x in range(width):
             stamp = torch.einsum("oikl,i->okl", kernel, sample[:, y, x])
             stamped[:, 2 * y : 2 * y + size, 2 * x : 2 * x + size] += stamp
-    line = np.array([1.0, 3.0, 3.0, 1.0])
-    blur = np.outer(line, line) / 64 * 4
-    return torch.from_numpy(upfirdn2d(stamped[None].numpy(), blur, 1, 1, (1, 1))[0])
+    return torch.from_numpy(upfirdn2d(stamped[None].numpy(), blur_kernel(gain=4), 1, 1, (1, 1))[0])
 
 
 def minibatch_stddev(x: np.ndarray, group: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Lighting against scipy's spherical harmonics, pose and camera against scipy and hand calculation, crops against OpenCV."""
+"""Lighting against scipy's spherical harmonics and integrals over the sphere, pose and camera against scipy and OpenCV."""
 
 import cv2
 import numpy as np
@@ -11,7 +11,6 @@ from scipy.spatial.transform import Rotation
 
 from oracles import face3d as oracle
 from sgpn_arch.face3d.camera import PinholeCamera, rotation_matrix
-from sgpn_arch.face3d.crop224 import crop_to_224, invert_affine, pose_scale_translation, warp_affine
 from sgpn_arch.face3d.lighting import sh_basis, shade
 
 seeds = st.integers(0, 2**32 - 1)
@@ -50,6 +49,38 @@ def test_basis_is_scaled_real_harmonics(seed):
     ]
     # The published factors have five decimals, and the largest polynomial they multiply is 2.
     np.testing.assert_allclose(sh_basis(torch.tensor(directions)), np.stack(expected, 1), atol=2e-5)
+
+
+def sphere_quadrature(polar=12, azimuth=24):
+    """Directions (K, 3) and weights (K,) that integrate polynomials of low degree over the sphere exactly."""
+    z, weight = np.polynomial.legendre.leggauss(polar)
+    turn = 2 * np.pi * np.arange(azimuth) / azimuth
+    z, turn = (grid.ravel() for grid in np.meshgrid(z, turn, indexing="ij"))
+    radius = np.sqrt(1 - z**2)
+    directions = np.stack([radius * np.cos(turn), radius * np.sin(turn), z], 1)
+    return directions, np.repeat(weight, azimuth) * 2 * np.pi / azimuth
+
+
+def test_basis_is_orthogonal_over_the_sphere():
+    directions, weights = sphere_quadrature()
+    basis = sh_basis(torch.tensor(directions)).numpy()
+    expected = np.diag(np.repeat(np.square(BAND_FACTORS), [1, 3, 5]))
+    np.testing.assert_allclose(basis.T @ (weights[:, None] * basis), expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_shading_is_the_cosine_weighted_integral_of_a_smooth_environments_light(seed):
+    """With each order's coefficients brought to Lambert's factors, pi, 2 pi / 3 and pi / 4 (less the ambient term)."""
+    light = np.random.default_rng(seed).normal(size=9)
+    degrees = [(order, degree) for order in range(3) for degree in range(-order, order + 1)]
+    directions, weights = sphere_quadrature(400, 800)
+    radiance = sum(c * real_harmonic(*lm, directions) for c, lm in zip(light, degrees, strict=True))
+    normals = unit_vectors(seed, 6)
+    expected = (np.maximum(normals @ directions.T, 0) * radiance * weights).sum(1)
+    lambert = np.repeat([np.pi, 2 * np.pi / 3, np.pi / 4], [1, 3, 5]) / np.repeat(BAND_FACTORS, [1, 3, 5])
+    gamma = np.tile(light * lambert - 0.8 * np.eye(9)[0], 3)
+    lit = shade(torch.ones(1, 6, 3).double(), torch.tensor(normals)[None], torch.tensor(gamma)[None])
+    np.testing.assert_allclose(lit[0], np.repeat(expected[:, None], 3, 1), atol=2e-4)
 
 
 def test_shade_adds_ambient_light_and_keeps_colours_apart():
@@ -115,90 +146,11 @@ def test_projection_agrees_with_opencv(seed):
     np.testing.assert_allclose(pixels[0, 0], oracle.pinhole(points[0], 700, 320, 8), atol=1e-9)
 
 
-# ------------------------------------------------------------------------------------------- the regressor's crop
-
-
-def scaled_orthographic(points, rotation, scale, shift):
-    return scale * rotation.apply(points)[:, :2] * [1, -1] + shift
-
-
-@settings(max_examples=30, deadline=None)
-@given(seeds, st.floats(1, 300))
-def test_pose_is_recovered_exactly(seed, scale):
-    rng = np.random.default_rng(seed)
-    points, shift = rng.normal(size=(6, 3)), rng.uniform(-500, 500, 2)
-    seen = scaled_orthographic(points, Rotation.random(random_state=seed), scale, shift)
-    found_scale, found_shift = pose_scale_translation(torch.tensor(seen)[None], torch.tensor(points))
-    assert found_scale.item() == pytest.approx(scale, rel=1e-6)
-    np.testing.assert_allclose(found_shift[0], shift, atol=1e-6 * (500 + scale))
-
-
-@settings(max_examples=20, deadline=None)
-@given(seeds, st.floats(20, 400))
-def test_crop_puts_the_origin_in_the_middle_at_102_pixels_per_decimetre(seed, scale):
-    rng = np.random.default_rng(seed)
-    reference, shift = rng.normal(size=(5, 3)), rng.uniform(0, 512, 2)
-    seen = scaled_orthographic(reference, Rotation.random(random_state=seed), scale, shift)
-    matrix = crop_to_224(torch.tensor(seen)[None], torch.tensor(reference))[0].numpy()
-    np.testing.assert_allclose(matrix @ [*shift, 1], [112, 112], atol=1e-4)
-    np.testing.assert_allclose(matrix[:, :2], np.eye(2) * 102 / scale, rtol=1e-5, atol=1e-12)
-
-
-@settings(max_examples=20, deadline=None)
-@given(seeds)
-def test_inverse_map(seed):
-    matrix = np.random.default_rng(seed).normal(size=(3, 2, 3)) + np.eye(2, 3) * 3
-    inverse = invert_affine(torch.tensor(matrix))
-    for n in range(3):
-        np.testing.assert_allclose(inverse[n], cv2.invertAffineTransform(matrix[n]), rtol=1e-6, atol=1e-8)
-    np.testing.assert_allclose(invert_affine(inverse), matrix, rtol=1e-6, atol=1e-8)
-
-
-def smooth_picture(seed, size):
-    """Colours 0..255 that change by no more than some grey levels from pixel to pixel."""
-    noise = np.random.default_rng(seed).uniform(0, 255, (size, size, 3)).astype(np.float32)
-    return cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 4), None, 0, 255, cv2.NORM_MINMAX)
-
-
-def to_tensor(picture):
-    return torch.from_numpy(picture).permute(2, 0, 1)[None]
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_warp_agrees_with_opencv(seed):
-    rng = np.random.default_rng(seed)
-    picture = smooth_picture(seed, 60)
-    matrix = cv2.getRotationMatrix2D((30, 30), rng.uniform(-30, 30), rng.uniform(0.6, 1.8))
-    matrix[:, 2] += rng.choice([-1, 1], 2) * rng.uniform(20, 30, 2)
-    warped = warp_affine(to_tensor(picture), torch.from_numpy(matrix).float()[None], 64)[0].permute(1, 2, 0).numpy()
-    expected = cv2.warpAffine(picture, matrix, (64, 64), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
-    covered = cv2.warpAffine(np.ones_like(picture), matrix, (64, 64), flags=cv2.INTER_LINEAR)
-    error = np.abs(warped - expected)
-    # OpenCV may round positions to 1/32 pixel, which shows where the picture falls to black within one pixel.
-    within = (covered == 1) | (covered == 0)
-    assert error[within].max() < 1 and error.max() < 255 / 32
-    assert (covered == 1).mean() > 0.1 and (covered == 0).any()
-
-
-def test_warp_by_whole_pixels_is_a_shift_and_the_border_is_black():
-    picture = torch.rand(1, 2, 5, 5)
-    shifted = warp_affine(picture, torch.tensor([[[1.0, 0, 2], [0, 1, 1]]]), 5)
-    expected = torch.zeros_like(picture)
-    expected[..., 1:, 2:] = picture[..., :4, :3]
-    np.testing.assert_allclose(shifted, expected, atol=1e-5)
-
-
-def test_warp_there_and_back():
-    picture = to_tensor(smooth_picture(9, 64))
-    matrix = torch.from_numpy(cv2.getRotationMatrix2D((32, 32), 20, 1.7)).float()[None]
-    matrix[:, :, 2] += 30
-    there = warp_affine(picture, matrix, 128)
-    back = warp_affine(there, invert_affine(matrix), 64)
-    inner = (slice(None), slice(None), slice(16, 48), slice(16, 48))
-    assert (back - picture)[inner].abs().max() < 4
-
-
-def test_warp_has_gradients():
-    picture = torch.rand(1, 1, 6, 6, dtype=torch.float64, requires_grad=True)
-    matrix = torch.tensor([[[1.1, 0.2, 0.37], [-0.2, 0.9, 0.61]]], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda p, m: warp_affine(p, m, 5), (picture, matrix))
+def test_lighting_rotation_and_camera_have_right_first_and_second_gradients():
+    albedo, lighting = torch.rand(1, 2, 3).double(), torch.randn(1, 27).double()
+    normals, angles = torch.tensor(unit_vectors(3, 2))[None], torch.randn(2, 3).double()
+    cases = [(shade, (albedo, normals, lighting)), (rotation_matrix, (angles,)), (PinholeCamera().project, (albedo,))]
+    for function, inputs in cases:
+        inputs = [value.requires_grad_() for value in inputs]
+        assert torch.autograd.gradcheck(function, inputs)
+        assert torch.autograd.gradgradcheck(function, inputs)

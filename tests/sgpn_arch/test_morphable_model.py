@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from scipy.spatial import ConvexHull
 
 from oracles import face3d as oracle
 from sgpn_arch.face3d.morphable_model import FORMAT, OPEN_MODEL_FILE, MorphableModel, five_points
@@ -43,16 +44,59 @@ def test_mean_is_centred_and_kept():
     np.testing.assert_allclose(model.shape_mean.mean(0), 0, atol=1e-6)
     offset = given_mean - model.shape_mean
     np.testing.assert_allclose(offset, offset[:1].expand_as(offset), atol=1e-5)
+    np.testing.assert_array_equal(model.reference5, five_points(model.shape_mean[model.landmarks]))
+    own = MorphableModel(given_mean, landmarks=model.landmarks, reference5=torch.arange(15.0).view(5, 3), **parts)
+    assert own.reference5.tolist() == torch.arange(15.0).view(5, 3).tolist()
+    with pytest.raises(ValueError, match=r"reference5 has shape \(5, 2\), expected \(5, 3\)"):
+        MorphableModel(given_mean, landmarks=model.landmarks, reference5=torch.zeros(5, 2), **parts)
+    with pytest.raises(ValueError, match="face_normals is 'angle'; it may be area or unit"):
+        MorphableModel(given_mean, landmarks=model.landmarks, face_normals="angle", **parts)
+
+
+def with_triangles(triangles, face_normals):
+    """A model of nothing but a mesh, to take normals of."""
+    model = oracle.toy_model()
+    model.triangles, model.face_normals = torch.as_tensor(triangles).long(), face_normals
+    return model
 
 
 @settings(max_examples=8, deadline=None)
-@given(seeds)
-def test_normals_are_the_area_weighted_sum(seed):
+@given(seeds, st.sampled_from(["area", "unit"]))
+def test_normals_are_the_normalised_sum_of_the_triangles(seed, face_normals):
     model = oracle.toy_model()
+    model.face_normals = face_normals
     vertices = model.shape_mean + 0.1 * draw(seed, model.shape_mean.numel())[0].view(2, -1, 3)
     normals = model.normals(vertices)
     for n in range(2):
-        np.testing.assert_allclose(normals[n], oracle.vertex_normals(vertices[n], model.triangles), atol=2e-5)
+        expected = oracle.vertex_normals(vertices[n], model.triangles, face_normals)
+        np.testing.assert_allclose(normals[n], expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("face_normals", ["area", "unit"])
+def test_normals_of_an_ellipsoid_are_its_gradient(face_normals):
+    """x^2/a^2 + y^2/b^2 + z^2/c^2 = 1 has the outward normal (x/a^2, y/b^2, z/c^2)."""
+    rng, axes = np.random.default_rng(0), np.array([1.0, 1.3, 0.8])
+    directions = rng.normal(size=(4000, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    hull = ConvexHull(directions)
+    corners = directions[hull.simplices]
+    inwards = np.linalg.det(corners) < 0  # counter-clockwise from outside, which the hull's order is not
+    triangles = np.where(inwards[:, None], hull.simplices[:, ::-1], hull.simplices)
+    vertices = directions * axes
+    normals = with_triangles(triangles, face_normals).normals(torch.tensor(vertices)[None])[0].numpy()
+    expected = vertices / axes**2
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    angles = np.degrees(np.arccos((normals * expected).sum(1).clip(-1, 1)))
+    assert np.median(angles) < 1.5 and angles.max() < 15
+
+
+def test_large_triangles_weigh_more_only_where_the_area_counts():
+    """Two triangles at right angles, one four times as large as the other, share two vertices."""
+    vertices = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [0, 4, 0], [0, 0, 1]]])
+    triangles = [[0, 1, 2], [0, 3, 1]]  # normals +z with area 2 and +y with area 1/2
+    by_area, equally = (with_triangles(triangles, how).normals(vertices)[0, 0] for how in ("area", "unit"))
+    np.testing.assert_allclose(by_area, np.array([0, 1, 4]) / np.sqrt(17), atol=1e-6)
+    np.testing.assert_allclose(equally, np.array([0, 1, 1]) / np.sqrt(2), atol=1e-6)
 
 
 def test_normals_of_a_tetrahedron_point_outwards_and_loose_vertices_have_none():
@@ -66,8 +110,10 @@ def test_normals_of_a_tetrahedron_point_outwards_and_loose_vertices_have_none():
     assert (normals[4] == 0).all()
 
 
-def test_gradients_of_shape_normals_and_albedo():
+@pytest.mark.parametrize("face_normals", ["area", "unit"])
+def test_gradients_of_shape_normals_and_albedo(face_normals):
     model = oracle.toy_model(side=9).double()
+    model.face_normals = face_normals
     coefficients = [value[:1].double().requires_grad_() for value in draw(1, *model.dims)]
 
     def outputs(identity, expression, texture):
@@ -75,6 +121,7 @@ def test_gradients_of_shape_normals_and_albedo():
         return shape, model.normals(shape)[:, ::7], model.albedo(texture)
 
     assert torch.autograd.gradcheck(outputs, coefficients)
+    assert torch.autograd.gradgradcheck(lambda i, e: outputs(i, e, coefficients[2])[1], coefficients[:2])
 
 
 def test_five_points_are_eye_centres_nose_and_mouth_corners():

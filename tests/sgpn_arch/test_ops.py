@@ -32,7 +32,10 @@ def test_upfirdn2d_is_zero_insertion_convolution_and_decimation(up, down, before
     np.testing.assert_allclose(actual.numpy(), expected, atol=1e-10)
 
 
-@pytest.mark.parametrize(("up", "down", "pad"), [(1, 1, (2, 2)), (1, 1, (2, 1)), (2, 1, (2, 1)), (1, 2, (1, 1))])
+@pytest.mark.parametrize(
+    ("up", "down", "pad"),
+    [(1, 1, (2, 1)), (2, 1, (2, 1)), (1, 2, (1, 1)), (1, 1, (-1, 2)), (2, 3, (3, -1)), (3, 2, (-2, 4))],
+)
 def test_upfirdn2d_has_right_first_and_second_gradients(up, down, pad):
     x, kernel = _random(1, 2, 4, 4).requires_grad_(), _random(4, 4, seed=1)
     assert torch.autograd.gradcheck(lambda x: upfirdn2d(x, kernel, up, down, pad), x)
@@ -67,10 +70,11 @@ def test_upfirdn2d_keeps_float32_under_autocast():
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (2, 4, 5), (2, 4, 3, 5)])
-def test_fused_leaky_relu_is_its_formula(shape):
+@pytest.mark.parametrize("options", [{}, {"slope": 0.01, "gain": 3.0}])
+def test_fused_leaky_relu_is_its_formula(shape, options):
     x, bias = _random(*shape), _random(4, seed=1)
-    expected = oracle.fused_leaky_relu(x.numpy(), bias.numpy())
-    np.testing.assert_allclose(fused_leaky_relu(x, bias).numpy(), expected, atol=1e-12)
+    expected = oracle.fused_leaky_relu(x.numpy(), bias.numpy(), **options)
+    np.testing.assert_allclose(fused_leaky_relu(x, bias, **options).numpy(), expected, atol=1e-12)
 
 
 def test_fused_leaky_relu_leaves_its_input_and_memory_format_alone():

@@ -6,11 +6,13 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import sgpn_arch
+from oracles import stylegan2 as oracle
 from sgpn_arch import build_network
 from sgpn_arch.fusion_arch import Fusion
 from sgpn_arch.registry import ARCH_REGISTRY
@@ -53,6 +55,73 @@ def test_every_variant_trains(fusion, share_encoder, width):
         assert parameter.grad.abs().sum() > 0, name
 
 
+def _encode(encoder, image):
+    """The features of every scale, by their size, and the latent of the last, made stage by stage."""
+    features = {}
+    for resolution, stage in zip((64, 32, 16, 8, 4), encoder.stages, strict=True):
+        image = features[resolution] = stage(image)
+    return features, encoder.to_latent(image.reshape(len(image), -1))
+
+
+def _decode(decoder, w, features_lq, features_3d):
+    """From the constant up: at 4 the photo's features only, then two styled convolutions and a picture per scale."""
+    x, _ = decoder.first_conv(decoder.input.input.repeat(len(w), 1, 1, 1), w, features_lq[4])
+    image, masks = decoder.first_to_rgb(x, w), {}
+    for i, r in enumerate((8, 16, 32, 64)):
+        render = features_3d and features_3d[r]
+        x, first = decoder.convs[2 * i](x, w, features_lq[r], render)
+        x, second = decoder.convs[2 * i + 1](x, w, features_lq[r], render)
+        image = decoder.to_rgbs[i](x, w, image)
+        masks[r] = [mask for mask in (first, second) if mask is not None]
+    return image, masks
+
+
+def _map(mapping, z, lr_mul):
+    """z over its root mean square, then equalised linear layers whose effective weights and biases are lr_mul as large."""
+    w = z / np.sqrt((z**2).mean(1, keepdims=True) + 1e-8)
+    for layer in mapping.layers:
+        weight, bias = (value.detach().numpy() * lr_mul for value in (layer.weight, layer.bias))
+        w = oracle.fused_leaky_relu(w @ weight.T / np.sqrt(weight.shape[1]), bias)
+    return w
+
+
+@pytest.mark.parametrize(("layers", "lr_mul"), [(1, 1.0), (2, 0.01), (3, 0.01), (3, 0.3)])
+def test_mapping_is_pixel_norm_and_slow_linear_layers(layers, lr_mul):
+    mapping = SGPN(**TINY, mapping_layers=layers, mapping_lr_mul=lr_mul).double().mapping
+    for layer in mapping.layers:
+        nn.init.normal_(layer.bias, std=1 / lr_mul)
+    z = 3 * torch.randn(4, 8 + 8 + 5, dtype=torch.float64)
+    assert len(mapping.layers) == layers
+    np.testing.assert_allclose(mapping(z).detach().numpy(), _map(mapping, z.numpy(), lr_mul), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("fusion", "share_encoder"), [("AFFB", True), ("AFFB", False), ("SumFusion", True), ("LQOnly", False)]
+)
+def test_network_is_encoders_mapping_and_decoder_joined_in_the_papers_order(fusion, share_encoder):
+    """From its layers, each of which has its own tests: which features and latents go where, and in which order."""
+    network = SGPN(**TINY, fusion=fusion, share_encoder=share_encoder).double()
+    for parameter in network.parameters():
+        if parameter.ndim == 1:  # biases and the scalars on F, most of which start at 0
+            nn.init.normal_(parameter)
+    lq, render, coeffs = (value.double() for value in _inputs())
+    features_lq, latent_lq = _encode(network.encoder, lq)
+    features_3d, latents = None, [latent_lq, coeffs]
+    if fusion != "LQOnly":
+        features_3d, latent_3d = _encode(network.encoder if share_encoder else network.render_encoder, render)
+        latents = [latent_lq, latent_3d, coeffs]
+    w = _map(network.mapping, torch.cat(latents, 1).detach().numpy(), 0.01)
+    expected, expected_masks = _decode(network.decoder, torch.from_numpy(w), features_lq, features_3d)
+    image, masks = network(lq, render, coeffs, return_masks=True)
+    torch.testing.assert_close(image, expected, atol=1e-9, rtol=1e-9)
+    assert list(masks) == [8, 16, 32, 64]
+    for resolution, pair in masks.items():
+        assert len(pair) == (2 if fusion == "AFFB" else 0)
+        for mask, expected_mask in zip(pair, expected_masks[resolution], strict=True):
+            torch.testing.assert_close(mask, expected_mask)
+            assert mask.shape[2:] == (resolution, resolution) and mask.min() > 0 and mask.max() < 1
+
+
 @pytest.mark.parametrize("size", [64, 128, 256])
 def test_every_size_gives_its_size(size):
     network = SGPN(**{**TINY, "size": size})
@@ -70,18 +139,6 @@ def test_large_sizes_have_a_stage_and_two_convolutions_per_scale(size):
     assert len(network.encoder.stages) == scales
     assert len(network.decoder.convs) == 2 * (scales - 1)
     assert len(network.decoder.to_rgbs) == scales - 1
-
-
-def test_masks_are_the_fusions_and_lie_between_0_and_1():
-    network = SGPN(**TINY)
-    _, masks = network(*_inputs(), return_masks=True)
-    for resolution, pair in masks.items():
-        assert len(pair) == 2
-        for mask in pair:
-            assert mask.shape[0] == 2 and mask.shape[2:] == (resolution, resolution)
-            assert mask.min() > 0 and mask.max() < 1
-    _, none = SGPN(**TINY, fusion="SumFusion")(*_inputs(), return_masks=True)
-    assert not any(none.values())
 
 
 def test_a_mask_of_one_ignores_the_renderings_features_and_of_zero_the_photos():
@@ -107,17 +164,6 @@ def test_a_new_network_uses_its_inputs_only_through_the_latent():
     first = network.decoder(w, features[0], features[1])[0]
     second = network.decoder(w, features[2], features[3])[0]
     assert torch.equal(first, second)
-
-
-def test_a_shared_encoder_is_one_encoder_run_twice():
-    network = SGPN(**TINY)
-    lq, render, _ = _inputs()
-    features_lq, features_3d, (latent_lq, latent_3d) = network._encode(lq, render)
-    for image, features, latent in ((lq, features_lq, latent_lq), (render, features_3d, latent_3d)):
-        expected, expected_latent = network.encoder(image)
-        torch.testing.assert_close(latent, expected_latent)
-        for resolution, map_ in expected.items():
-            torch.testing.assert_close(features[resolution], map_)
 
 
 def test_separate_encoders_add_exactly_one_encoder():

@@ -1,9 +1,13 @@
 """Tests of the discriminator and of the prior generator."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from oracles import stylegan2 as oracle
 from sgpn_arch import build_network
 from sgpn_arch.sgpn_arch import SGPN
 from sgpn_arch.stylegan2_arch import ConcatStyleGAN2Generator, ResidualBlock, SGPNDiscriminator
@@ -27,12 +31,57 @@ def test_discriminator_gives_one_logit_per_picture(size, width):
         assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
 
 
+def _conv_layer(layer, x, downsample=False):
+    """Effective weights, then bias, slope and gain, sample by sample and in float64."""
+    kernel = layer.conv.weight.detach()
+    kernel, pad, stride = kernel / math.sqrt(kernel[0].numel()), kernel.shape[-1] // 2, 1
+    if downsample:
+        x = oracle.upfirdn2d(x, oracle.blur_kernel(), 1, 1, (1 + pad, 1 + pad))
+        pad, stride = 0, 2
+    x = torch.stack([oracle.conv(torch.as_tensor(sample), kernel, pad, stride) for sample in x]).numpy()
+    return oracle.fused_leaky_relu(x, layer.bias.detach().numpy())
+
+
+def _discriminate(network, image, group):
+    """Logits (N, 1) of StyleGAN2's discriminator, from the network's weights alone."""
+    x = _conv_layer(network.from_rgb, image)
+    for block in network.blocks:
+        smaller = oracle.upfirdn2d(x, oracle.blur_kernel(), 1, 2, (1, 1))
+        kernel = block.skip.weight.detach().numpy()[:, :, 0, 0] / math.sqrt(block.skip.weight.shape[1])
+        skip = np.einsum("oi,nihw->nohw", kernel, smaller)
+        x = (_conv_layer(block.conv2, _conv_layer(block.conv1, x), downsample=True) + skip) / math.sqrt(2)
+    deviation = np.broadcast_to(oracle.minibatch_stddev(x, group)[:, None, None, None], (len(x), 1, 4, 4))
+    x = _conv_layer(network.final_conv, np.concatenate([x, deviation], 1)).reshape(len(x), -1)
+    hidden, last = network.final_linear
+    weights = [layer.weight.detach().numpy().T / math.sqrt(layer.weight.shape[1]) for layer in (hidden, last)]
+    return oracle.fused_leaky_relu(x @ weights[0], hidden.bias.detach().numpy()) @ weights[1] + last.bias.item()
+
+
+@pytest.mark.parametrize("group", [4, 2])
+def test_discriminator_is_stylegan2s(group):
+    network = SGPNDiscriminator(**TINY, stddev_group=group).double()
+    for parameter in network.parameters():
+        if parameter.ndim == 1:
+            nn.init.normal_(parameter)
+    pictures = torch.randn(4, 3, 64, 64, dtype=torch.float64)
+    logits = network(pictures).detach().numpy()
+    np.testing.assert_allclose(logits, _discriminate(network, pictures.numpy(), group), atol=1e-9)
+    assert logits.std() > 1e-3
+
+
 @pytest.mark.parametrize("size", [512, 1024])
 def test_discriminator_has_a_block_per_scale(size):
     with torch.device("meta"):
         network = SGPNDiscriminator(size)
     assert len(network.blocks) == size.bit_length() - 3
-    assert network.final_linear[0].weight.shape == (512, 8192)
+    shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+    widest = 32768 // size
+    assert shapes["from_rgb.conv.weight"] == (widest, 3, 1, 1)
+    assert shapes["blocks.0.conv1.conv.weight"] == (widest, widest, 3, 3)
+    assert shapes["blocks.0.conv2.conv.weight"] == (2 * widest, widest, 3, 3)
+    assert shapes["blocks.0.skip.weight"] == (2 * widest, widest, 1, 1)
+    assert shapes["final_conv.conv.weight"] == (512, 513, 3, 3)
+    assert shapes["final_linear.0.weight"] == (512, 8192) and shapes["final_linear.1.weight"] == (1, 512)
 
 
 def test_discriminator_compares_the_samples_of_a_batch():
@@ -121,7 +170,7 @@ def test_prior_generator_makes_pictures_that_noise_changes_once_its_weight_is_le
         nn.init.constant_(conv.weight, 0.5)
     noise = network.draw_noise(z)
     assert not torch.allclose(network(z), network(z))
-    assert torch.equal(network(z, noise), network(z, noise))
+    assert torch.equal(network(z, noise), network.decoder(network.mapping(z), noise)[0])
     network(z).square().mean().backward()
     assert all(p.grad.isfinite().all() for p in network.parameters())
 

@@ -117,6 +117,12 @@ class TestPickles:
             file.writestr("photo.txt", "not a tensor")
         refusal(tmp_path / "photos.pth")
 
+    def test_a_container_of_itself(self, tmp_path):
+        endless = {"weight": torch.zeros(1)}
+        endless["again"] = endless
+        torch.save(endless, tmp_path / "endless.pth")
+        assert "contains itself" in refusal(tmp_path / "endless.pth")
+
     def test_no_file(self, tmp_path):
         assert "no such file" in refusal(tmp_path / "nowhere.pth")
 
