@@ -11,6 +11,8 @@ import torch
 from skimage.data import astronaut
 from torch.utils.data import DataLoader
 
+from oracles.degradation import degrade
+from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_data import build_dataset, register_datasets
 from sgpn_data import face_dataset as fd
 from sgpn_data.alignment import template_points
@@ -73,13 +75,17 @@ class TestItems:
         item = dataset(folder, degradation=None)[0]
         assert torch.equal(item["lq"], item["hq"])
 
-    def test_landmarks_follow_the_resize(self, folder):
-        item = dataset(folder, use_hflip=False)[1]
-        stored = np.array(json.loads((folder / "landmarks68.json").read_text())["1.png"])
-        np.testing.assert_allclose(item["landmarks68"].numpy(), (stored + 0.5) / 2 - 0.5, atol=1e-4)
-        eyes = item["landmarks68"][36:42].mean(0), item["landmarks68"][42:48].mean(0)
-        rest = (item["landmarks68"][index] for index in (30, 48, 54))
-        torch.testing.assert_close(item["points5"], torch.stack([*eyes, *rest]))
+    @pytest.mark.parametrize("flip", [False, True])
+    def test_lq_is_the_degraded_hq(self, folder, flip):
+        """Replayed from the item's generator: one number for the flip, then the degradation's, on the picture as shown."""
+        faces = dataset(folder, use_hflip=flip, seed=4, degradation={"preset": "codeformer", "jpeg": None})
+        faces.set_epoch(2)
+        for index in range(6):
+            item, rng = faces[index], np.random.default_rng([4, 2, index])
+            rng.random()
+            bgr = (item["hq"].numpy()[::-1].transpose(1, 2, 0) + 1.0) / 2
+            wanted = degrade(bgr, faces.degradation.sample(rng, 48), rng)
+            np.testing.assert_allclose(item["lq"].numpy(), wanted[..., ::-1].transpose(2, 0, 1) * 2 - 1, atol=2e-4)
 
     def test_unknown_landmarks(self, folder):
         item = dataset(folder, use_hflip=False, template="gpen")[5]
@@ -96,42 +102,71 @@ class TestItems:
 
 
 class TestFlips:
-    def test_mirror_order_is_an_involution_that_keeps_the_axis(self):
-        np.testing.assert_array_equal(fd.MIRROR_68[fd.MIRROR_68], np.arange(68))
-        assert np.flatnonzero(np.arange(68) == fd.MIRROR_68).tolist() == ON_AXIS
-
-    def test_a_symmetric_face_mirrors_onto_itself(self):
-        """Pairs written down from the iBUG figure, apart from the permutation under test."""
-        pairs = [
-            (0, 16),
-            (3, 13),
-            (17, 26),
-            (21, 22),
-            (31, 35),
-            (32, 34),
-            (36, 45),
-            (37, 44),
-            (39, 42),
-            (40, 47),
-        ]
-        pairs += [(41, 46), (48, 54), (50, 52), (49, 53), (59, 55), (58, 56), (60, 64), (61, 63), (67, 65)]
+    def test_the_mirror_order_is_the_ibug_figures(self):
+        """The pairs written down from the iBUG figure; every point is in one of them or on the axis."""
+        pairs = [(i, 16 - i) for i in range(8)] + [(17, 26), (18, 25), (19, 24), (20, 23), (21, 22)]
+        pairs += [(31, 35), (32, 34), (36, 45), (37, 44), (38, 43), (39, 42), (40, 47), (41, 46)]
+        pairs += [(48, 54), (49, 53), (50, 52), (55, 59), (56, 58), (60, 64), (61, 63), (65, 67)]
+        assert sorted([*np.ravel(pairs), *ON_AXIS]) == list(range(68))
         assert all(fd.MIRROR_68[a] == b and fd.MIRROR_68[b] == a for a, b in pairs)
+        assert all(fd.MIRROR_68[i] == i for i in ON_AXIS)
 
-    def test_the_image_and_its_points_flip_together(self, folder):
-        plain, flipping = dataset(folder, use_hflip=False), dataset(folder, use_hflip=True)
-        flipped = 0
-        for index in range(len(plain)):
-            before, after = plain[index], flipping[index]
-            if torch.equal(before["hq"], after["hq"]):
-                torch.testing.assert_close(before["points5"], after["points5"])
-                continue
-            flipped += 1
-            assert torch.equal(before["hq"].flip(-1), after["hq"])
-            for key in ("points5", "landmarks68"):
-                order = [1, 0, 2, 4, 3] if key == "points5" else fd.MIRROR_68
-                mirrored = before[key][order] * torch.tensor([-1, 1]) + torch.tensor([47, 0])
-                torch.testing.assert_close(after[key], mirrored, equal_nan=True)
-        assert 0 < flipped < len(plain)
+    def test_the_mean_face_mirrors_onto_itself(self):
+        """Of a symmetric face, each point's mirror image is nearest to its partner."""
+        model = MorphableModel.open()
+        points = model.shape_mean[model.landmarks].double()
+        distances = torch.cdist(points * torch.tensor([-1.0, 1, 1], dtype=torch.float64), points)
+        assert distances.argmin(dim=1).tolist() == fd.MIRROR_68.tolist()
+
+    @pytest.mark.parametrize("stored, size", [(96, 96), (96, 48), (96, 36), (48, 96)])
+    def test_points_stay_on_what_they_mark(self, tmp_path, stored, size):
+        """A blue, a green and a red blob at three landmarks: their centres of mass in the item, plain and mirrored."""
+        rng = np.random.default_rng(0)
+        known = rng.uniform(0.3, 0.7, (68, 2)) * stored
+        marked = {2: 36, 1: 42, 0: 8}  # plane of RGB: landmark
+        y, x = np.mgrid[:stored, :stored]
+        picture = np.zeros((stored, stored, 3))
+        for plane, index in marked.items():
+            picture[..., 2 - plane] = 255 * np.exp(-((x - known[index, 0]) ** 2 + (y - known[index, 1]) ** 2) / 18)
+        for number in range(8):
+            write(tmp_path / f"{number}.png", np.rint(picture).astype(np.uint8))
+        (tmp_path / "landmarks68.json").write_text(json.dumps({f"{i}.png": known.tolist() for i in range(8)}))
+        faces = dataset(tmp_path, size=size, degradation=None)
+        grid = torch.stack(torch.meshgrid(torch.arange(size), torch.arange(size), indexing="xy"), dim=-1).double()
+        seen = set()
+        for item in (faces[index] for index in range(8)):
+            light = (item["hq"].double() + 1).unsqueeze(-1)
+            centres = (light * grid).sum(dim=(1, 2)) / light.sum(dim=(1, 2))
+            flipped = float(centres[0, 0] - centres[1, 0]) * (known[8, 0] - known[42, 0]) < 0
+            seen.add(flipped)
+            partner = {36: 45, 42: 39, 8: 8} if flipped else {36: 36, 42: 42, 8: 8}
+            for plane, index in marked.items():
+                found = item["landmarks68"][partner[index]].double()
+                torch.testing.assert_close(centres[plane], found, atol=0.05, rtol=0)
+        assert seen == {False, True}
+
+    def test_the_five_points_are_those_of_the_mirrored_landmarks(self, folder):
+        faces = dataset(folder, degradation=None)
+        for item in (faces[index] for index in range(5)):
+            points = item["landmarks68"].double().numpy()
+            eyes = [sum(points[i] for i in range(first, first + 6)) / 6 for first in (36, 42)]
+            wanted = [*eyes, points[30], points[48], points[54]]
+            np.testing.assert_allclose(item["points5"].numpy(), wanted, atol=1e-3)
+
+    def test_the_template_mirrors_too(self, folder):
+        """Of a face without landmarks; and the picture is the mirrored picture."""
+        plain, flipping = (dataset(folder, use_hflip=flip, template="gpen") for flip in (False, True))
+        flips = 0
+        for epoch in range(8):
+            flipping.set_epoch(epoch)
+            before, after = plain[5], flipping[5]
+            x, y = np.array(template_points("gpen", 48)).T
+            if not torch.equal(before["hq"], after["hq"]):
+                flips += 1
+                assert torch.equal(before["hq"].flip(-1), after["hq"])
+                x, y = 47 - x[[1, 0, 2, 4, 3]], y[[1, 0, 2, 4, 3]]
+            np.testing.assert_allclose(after["points5"].numpy(), np.stack([x, y], axis=1), atol=1e-4)
+        assert 0 < flips < 8
 
     def test_flipping_half_of_the_time(self, folder):
         faces = dataset(folder, degradation=None, cache="ram")
