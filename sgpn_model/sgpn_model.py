@@ -7,12 +7,14 @@ from torch import Tensor, nn
 
 from sgpn_arch.face3d.shape_prior import Mesh, ShapePrior, ShapeResult
 from sgpn_arch.fusion_arch import mask_pictures
+from sgpn_arch.names import nearest
 from sgpn_arch.registry import LOSS_REGISTRY, MODEL_REGISTRY
 from sgpn_model.losses import landmark_loss_3d, mesh_loss, nonsaturating_loss, r1_penalty
 from sgpn_model.metrics import landmark_error, perceptual_mnv2, psnr
 from sgpn_model.options import OptionError, build, check_keys
 from sgpn_model.training_model import TrainingModel
 
+LANDMARK_FRAMES = ("shape", "posed")
 GAN_DEFAULTS = {"loss_weight": 1.0, "r1_weight": 10.0, "r1_every": 16, "start_iter": 0}
 
 
@@ -25,8 +27,10 @@ class SGPNModel(TrainingModel):
       gan               loss_weight (1), r1_weight (10), r1_every (16), start_iter (0): steps before it train without
                         L_adv, which spares half of a short run's time (a choice of ours); ~ leaves L_adv out
       landmark_weight   of L_3dlm (100); the frozen regressor compares the output's 68 3D landmarks with the truth's
-      landmark_start_iter  steps before L_3dlm counts (0): landmarks of an output that is no face yet mean nothing, and
-                        their large gradients keep it from becoming one (a choice of ours)
+      landmark_frame    "shape" (default): as identity and expression place them, before the head's pose; "posed": after
+                        it. The paper does not say; at its weight, the posed ones' gradient, most of it from the barely
+                        visible distance of the head, is some fifty times the perceptual loss's and wrecks the picture
+      landmark_start_iter  steps before L_3dlm counts (0): landmarks of an output that is no face yet mean little
       landmark_every    steps between evaluations of L_3dlm (1), which then counts as many times, as lazy R1 does
       mesh_weight       of L_mesh (100); the regressor on the degraded photo against the frozen one on the good photo
       train_shape       whether the regressor learns (true); otherwise it stays frozen and L_mesh is left out
@@ -39,6 +43,7 @@ class SGPNModel(TrainingModel):
             "losses",
             "gan",
             "landmark_weight",
+            "landmark_frame",
             "landmark_every",
             "landmark_start_iter",
             "mesh_weight",
@@ -73,6 +78,9 @@ class SGPNModel(TrainingModel):
             name: build(opt, LOSS_REGISTRY, f"train.losses.{name}").to(self.device)
             for name, opt in train["losses"].items()
         }
+        frame = train.get("landmark_frame", "shape")
+        if frame not in LANDMARK_FRAMES:
+            raise OptionError(f"train.landmark_frame: unknown value '{frame}'{nearest(str(frame), LANDMARK_FRAMES)}")
         self.gan = self._build_discriminator(train.get("gan", {}))
         self.metrics = {"psnr": psnr(), "perceptual_mnv2": perceptual_mnv2().to(self.device)}
 
@@ -158,11 +166,14 @@ class SGPNModel(TrainingModel):
         if landmark_weight:
             found = self._shape_mesh(self.frozen_prior, output, shape.transform)
             points = self.prior.model.landmarks
-            distance = landmark_loss_3d(found.vertices[:, points], wanted.vertices[:, points])
+            distance = landmark_loss_3d(*(self._framed(mesh)[:, points] for mesh in (found, wanted)))
             losses["landmark3d"] = landmark_weight * every * distance
         if mesh_weight:
             losses["mesh"] = mesh_weight * mesh_loss(shape.mesh, wanted)
         return losses
+
+    def _framed(self, mesh: Mesh) -> Tensor:
+        return mesh.vertices if self.train_opt.get("landmark_frame", "shape") == "posed" else mesh.shape
 
     def _discriminator_step(self, fake: Tensor, step: int) -> None:
         discriminator = self.networks["network_d"]

@@ -347,10 +347,15 @@ def generator_objective(model, batch, weights):
     frozen = model.frozen_prior
     wanted, found = (frozen.mesh(frozen.coefficients(x, shape.transform)) for x in (batch["hq"], output))
     indices = model.prior.model.landmarks
+    posed = model.train_opt.get("landmark_frame") == "posed"
+
+    def frame(mesh):
+        return mesh.vertices if posed else mesh.shape
+
     parts = {
         "pixel": (output - batch["hq"]).abs().mean(),
         "adv": torch.log1p(torch.exp(-model.networks["network_d"](output))).mean(),
-        "landmark3d": ((found.vertices - wanted.vertices)[:, indices] ** 2).sum(-1).mean(),
+        "landmark3d": ((frame(found) - frame(wanted))[:, indices] ** 2).sum(-1).mean(),
         "mesh": sum(
             torch.sqrt(((have - want.detach()) ** 2).sum(-1)).mean()
             for have, want in ((shape.mesh.shape, wanted.shape), (shape.mesh.colors, wanted.colors))
@@ -380,6 +385,7 @@ JOINT = [
             "losses": {"pixel": {"type": "L1Loss", "loss_weight": 2.0}},
             "gan": {"loss_weight": 0.3, "r1_weight": 4, "r1_every": 3},
             "landmark_weight": 7,
+            "landmark_frame": "posed",
             "landmark_every": 2,
             "mesh_weight": 5,
         },

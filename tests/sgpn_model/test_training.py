@@ -482,6 +482,7 @@ class TestRefusals:
             ({"train.totl_iter": 5}, "train.totl_iter: unknown option.*'total_iter'"),
             ({"train.schedule": "cosin"}, "train.schedule: unknown value.*'cosine'"),
             ({"train.gan.r1_evry": 5}, "train.gan.r1_evry: unknown option.*'r1_every'"),
+            ({"train.landmark_frame": "pose"}, "train.landmark_frame: unknown value 'pose'.*'posed'"),
             ({"train.optim_g": None}, "train.optim_g: this section is missing"),
             ({"train.optim_g.type": "Adan"}, "train.optim_g.type: unknown optimiser 'Adan'.*'Adam"),
             ({"train.optim_g.learning_rate": 1}, "train.optim_g.learning_rate: unknown option"),
