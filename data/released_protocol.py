@@ -7,7 +7,7 @@ at the seam. All points are OpenCV pixels, photos uint8 HxWx3.
 import cv2
 import numpy as np
 
-from sgpn_data.alignment import similarity_transform, template_points
+from sgpn_data.alignment import invert_similarity, similarity_transform, template_points, transform_points
 
 # The paste-back mask: ones between these pixels of the crop, softened twice.
 MASK_INSET, BLUR_SIZE, BLUR_SIGMA = 26, 101, 4
@@ -33,6 +33,11 @@ def mask_of(size: int) -> np.ndarray:
     return mask
 
 
+def aligned_crop(picture: np.ndarray, size: int) -> np.ndarray:
+    """A face that is aligned already, as the network takes it: resized bilinearly, whatever its shape."""
+    return cv2.resize(picture, (size, size), interpolation=cv2.INTER_LINEAR)
+
+
 def paste_back(photo: np.ndarray, face: np.ndarray, crop: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """A copy of the photo with a restored face in place of its crop.
 
@@ -43,8 +48,34 @@ def paste_back(photo: np.ndarray, face: np.ndarray, crop: np.ndarray, matrix: np
     """
     weight = mask_of(len(crop))[..., None]
     blended = np.rint(face * weight + crop * (1 - weight)).astype(np.uint8)
-    flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-    height, width = photo.shape[:2]
-    return cv2.warpAffine(
-        blended, matrix, (width, height), dst=photo.copy(), flags=flags, borderMode=cv2.BORDER_TRANSPARENT
-    )
+    result = photo.copy()
+    left, top, right, bottom = _box(matrix, photo.shape, len(crop))
+    if left < right and top < bottom:
+        to_crop = np.array(matrix, np.float64)
+        to_crop[:, 2] = transform_points(np.array([left, top]), matrix)
+        flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+        canvas = (right - left, bottom - top)
+        moved = cv2.warpAffine(blended, to_crop, canvas, flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+        inside = _inside(to_crop, canvas, len(crop))
+        result[top:bottom, left:right][inside] = moved[inside]
+    return result
+
+
+def _box(matrix: np.ndarray, shape: tuple, size: int) -> tuple[int, int, int, int]:
+    """The part of a photo (left, top, right, bottom) that holds a crop of ``size`` pixels."""
+    corners = np.array([[-1, -1], [size, -1], [-1, size], [size, size]])
+    corners = transform_points(corners, invert_similarity(matrix))
+    left, top = np.maximum(np.floor(corners.min(axis=0)), 0).astype(int)
+    right, bottom = np.minimum(np.ceil(corners.max(axis=0)) + 1, (shape[1], shape[0])).astype(int)
+    return int(left), int(top), int(right), int(bottom)
+
+
+def _inside(to_crop: np.ndarray, canvas: tuple[int, int], size: int) -> np.ndarray:
+    """The pixels (height, width) that fall on the crop: those that OpenCV 4 changes with a transparent border.
+
+    OpenCV 5 also changes pixels around it. Coordinates are in steps of 1/32 pixel, as OpenCV's tables are.
+    """
+    x, y = np.meshgrid(np.arange(canvas[0]), np.arange(canvas[1]))
+    points = transform_points(np.stack([x, y], axis=-1), to_crop)
+    points = np.floor(np.rint(points * 32) / 32)
+    return ((points >= 0) & (points < size)).all(axis=-1)

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from sgpn_arch.loading import load_strictly
 from sgpn_arch.registry import ARCH_REGISTRY
-from sgpn_arch.released import read_d3dfr
+from sgpn_arch.released import d3dfr_options, load_d3dfr
 
 # Name -> (builder, the classifier's attribute, width of the pooled features).
 BACKBONES = {
@@ -63,9 +62,8 @@ class D3DFR(nn.Module):
         Raises:
             ValueError: names the first tensor that is missing, unknown, of a shape that does not fit, or not finite.
         """
-        options, state = read_d3dfr(state_dict)
-        network = cls(**options)
-        load_strictly(network, state)
+        network = cls(**d3dfr_options(state_dict))
+        load_d3dfr(network, state_dict)
         return network.eval()
 
     def forward(self, image: Tensor) -> Tensor:

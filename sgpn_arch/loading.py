@@ -12,19 +12,22 @@ def load_strictly(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: names the first tensor that is missing, left over, of another shape, or not finite. Nothing is loaded.
     """
-    check_fit(network, state)
+    check_fit(network.state_dict(), state, type(network).__name__)
     network.load_state_dict(dict(state))
 
 
-def check_fit(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Raises ValueError as :func:`load_strictly` does; the network may be on the meta device."""
-    own = network.state_dict()
-    problems = [f"'{key}' is missing" for key in own if key not in state]
-    problems += [f"'{key}' is not part of {type(network).__name__}" for key in state if key not in own]
+def check_fit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], owner: str) -> None:
+    """Compares a state dict with the expected tensors, whose values do not matter; they may be on the meta device.
+
+    Raises:
+        ValueError: names the first tensor that is missing, not part of ``owner``, of another shape, or not finite.
+    """
+    problems = [f"'{key}' is missing" for key in expected if key not in state]
+    problems += [f"'{key}' is not part of {owner}" for key in state if key not in expected]
     problems += [
-        f"'{key}' has shape {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
+        f"'{key}' has shape {tuple(state[key].shape)}, expected {tuple(value.shape)}"
+        for key, value in expected.items()
+        if key in state and state[key].shape != value.shape
     ]
     problems += [f"'{key}' holds NaN or infinity" for key, value in state.items() if not torch.isfinite(value).all()]
     if problems:

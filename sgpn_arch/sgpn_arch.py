@@ -21,9 +21,8 @@ from sgpn_arch.layers import (
     quick_layout,
     resolutions,
 )
-from sgpn_arch.loading import load_strictly
 from sgpn_arch.registry import ARCH_REGISTRY
-from sgpn_arch.released import read_sgpn
+from sgpn_arch.released import load_sgpn, sgpn_options
 
 
 @ARCH_REGISTRY.register()
@@ -83,9 +82,8 @@ class SGPN(nn.Module):
         Raises:
             ValueError: names the first tensor that is missing, unknown, of a shape that does not fit, or not finite.
         """
-        options, state = read_sgpn(state_dict)
-        network = cls(**options)
-        load_strictly(network, state)
+        network = cls(**sgpn_options(state_dict))
+        load_sgpn(network, state_dict)
         return network.eval()
 
     def forward(

@@ -24,6 +24,8 @@ from sgpn_arch.ops import downsample2d, fir_kernel
 from sgpn_arch.registry import ARCH_REGISTRY
 from sgpn_arch.sgpn_arch import Decoder, MappingNetwork
 
+NOISE_INIT = 0.1
+
 
 @ARCH_REGISTRY.register()
 class SGPNDiscriminator(nn.Module):
@@ -87,7 +89,16 @@ class ConcatStyleGAN2Generator(nn.Module):
     """A StyleGAN2 generator with concatenated noise: SGPN's own decoder, fed with noise in place of features.
 
     Every tensor of its ``decoder`` has the name and shape that it has in SGPN, so that a trained prior initialises SGPN.
-    Both convolutions of a scale see the same noise, as both see the same features in SGPN (a choice of ours).
+
+    The noise is N(0, 1) in every channel and pixel, as wide as the features that take its place later, and enters
+    through the learnt scalar of each convolution, which starts at 0 (as in GPEN). Choices of ours:
+
+    - Both convolutions of a scale see the same noise, as both see the same features in SGPN; GPEN draws it for each.
+    - The weights that look at noise channels start at NOISE_INIT of the others' size. While the scalar is 0 those
+      channels are 0, and demodulation, which reckons with inputs of unit variance, would halve the signal's variance at
+      each convolution: after the fifteen of a 512 pixel network, 0.5 % of the deviation would be left.
+
+    There is one w for all layers, as in SGPN, hence no style mixing.
 
     Args:
         size, width, max_channels, style_dim: as in :class:`sgpn_arch.sgpn_arch.SGPN`; z is style_dim long as well.
@@ -108,10 +119,20 @@ class ConcatStyleGAN2Generator(nn.Module):
         mapping_lr_mul: float = 0.01,
     ):
         super().__init__()
+        self.size = size
         self.style_dim = style_dim
         self.channels = {r: channels_at(r, width, max_channels) for r in resolutions(size)}
         self.mapping = MappingNetwork(style_dim, style_dim, mapping_layers, mapping_lr_mul)
         self.decoder = Decoder(self.channels, style_dim, LQOnly)
+        self._quieten_noise_weights()
+
+    @torch.no_grad()
+    def _quieten_noise_weights(self) -> None:
+        """Scales the weights whose inputs are noise: the second half of the input channels after the first layer."""
+        decoder = self.decoder
+        for layer in (*decoder.convs, decoder.first_to_rgb, *decoder.to_rgbs):
+            weight = layer.conv.weight
+            weight[:, weight.shape[1] // 2 :] *= NOISE_INIT
 
     def forward(self, z: torch.Tensor, noise: dict[int, torch.Tensor] | None = None) -> torch.Tensor:
         """Makes pictures of latents.
@@ -128,9 +149,23 @@ class ConcatStyleGAN2Generator(nn.Module):
         """
         if z.ndim != 2 or z.shape[1] != self.style_dim:
             raise ValueError(f"z has shape {tuple(z.shape)}; expected (N, {self.style_dim})")
-        image, _ = self.decoder(self.mapping(z), self.draw_noise(z) if noise is None else noise)
+        return self.synthesise(self.mapping(z), noise)
+
+    def synthesise(self, w: torch.Tensor, noise: dict[int, torch.Tensor] | None = None) -> torch.Tensor:
+        """(N, style_dim) of the mapping network, and noise as in :meth:`forward` -> (N, 3, size, size)."""
+        image, _ = self.decoder(w, self.draw_noise(w) if noise is None else noise)
         return image
 
-    def draw_noise(self, z: torch.Tensor) -> dict[int, torch.Tensor]:
-        """N(0, 1) noise for a batch like ``z``: resolution -> (N, C, r, r)."""
-        return {r: quick_layout(z.new_empty(len(z), c, r, r).normal_()) for r, c in self.channels.items()}
+    def draw_noise(self, z: torch.Tensor, generator: torch.Generator | None = None) -> dict[int, torch.Tensor]:
+        """N(0, 1) noise for a batch like ``z``: resolution -> (N, C, r, r), in autocast's type where that is on.
+
+        It is drawn where ``generator`` lives (None: the global one of z's device) and moved to z's device.
+        """
+        source = z.device if generator is None else generator.device
+        autocast = torch.is_autocast_enabled(z.device.type)
+        dtype = torch.get_autocast_dtype(z.device.type) if autocast else z.dtype
+        noise = {}
+        for r, c in self.channels.items():
+            drawn = torch.randn(len(z), c, r, r, generator=generator, device=source, dtype=z.dtype)
+            noise[r] = quick_layout(drawn.to(z.device, dtype))
+        return noise

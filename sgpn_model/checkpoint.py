@@ -61,7 +61,8 @@ class Checkpoint:
         options, state = self.metadata["archs"][name], self.weights[name]
         try:
             with torch.device("meta"):  # before memory is spent on sizes that a damaged file claims
-                check_fit(build_network(options), state)
+                expected = build_network(options)
+            check_fit(expected.state_dict(), state, type(expected).__name__)
             network = build_network(options)
             load_strictly(network, state)
         except (TypeError, ValueError, RuntimeError) as error:

@@ -1,7 +1,7 @@
 """The authors' checkpoints and Basel Face Model files -> one file of weights of this library."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from sgpn_arch import complete_options
 from sgpn_arch.d3dfr_arch import D3DFR
 from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.face3d.shape_prior import ShapePrior
-from sgpn_arch.released import PriorReport, init_from_prior, read_d3dfr, read_sgpn
+from sgpn_arch.released import PriorReport, d3dfr_options, init_from_prior, sgpn_options
 from sgpn_arch.sgpn_arch import SGPN
 from sgpn_model.checkpoint import CheckpointError, read_pickle, save_checkpoint
 
@@ -49,11 +49,11 @@ def convert(
     lines: list[str] = []
     networks: dict[str, tuple[dict, nn.Module]] = {}
     if sgpn:
-        networks["network_g"] = _network(sgpn, SGPN, read_sgpn, lines)
+        networks["network_g"] = _network(sgpn, SGPN, sgpn_options, lines)
     if init_prior:
         networks["network_g"] = _from_prior(init_prior, lines)
     if d3dfr:
-        networks["network_shape"] = _network(d3dfr, D3DFR, read_d3dfr, lines)
+        networks["network_shape"] = _network(d3dfr, D3DFR, d3dfr_options, lines)
     model = _basel(bfm, lines) if bfm else None
     _check_together(networks, model)
     metadata = {
@@ -72,10 +72,12 @@ def convert(
     return "\n".join(lines)
 
 
-def _network(path: str | Path, kind: type, read, lines: list[str]) -> tuple[dict, nn.Module]:
+def _network(
+    path: str | Path, kind: type, options_of: Callable[[Any], dict], lines: list[str]
+) -> tuple[dict, nn.Module]:
     state = _state_dict(path)
     try:
-        options, _ = read(state)
+        options = options_of(state)
         network = kind.from_released(state)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error

@@ -151,7 +151,10 @@ class FaceRestorer:
         if not self.as_released and is_grey(bgr):
             for face in faces:
                 face.restored = _to_grey(face.restored)
-        image = _resize_like(faces[0].restored, bgr) if aligned else self._paste(bgr, faces)
+        if not aligned:
+            image = self._paste(bgr, faces)
+        else:
+            image = faces[0].restored if self.as_released else _resize_like(faces[0].restored, bgr)
         return RestoreResult(image, faces)
 
     def _find_faces(self, bgr: np.ndarray, only_largest: bool) -> list[RestoredFace]:
@@ -180,12 +183,18 @@ class FaceRestorer:
             )
         x, y = self.size / width, self.size / height
         matrix = np.array([[x, 0, 0.5 * x - 0.5], [0, y, 0.5 * y - 0.5]])
-        shrinks = min(x, y) < 1
-        crop = cv2.resize(bgr, (self.size, self.size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-        found = self.detector.detect(bgr)
-        if not found:
-            return _new_face(crop, template_points(self.template, self.size), matrix, None)
-        return _new_face(crop, transform_points(found[0].points5, matrix), matrix, found[0])
+        if self.as_released:
+            crop = released_protocol.aligned_crop(bgr, self.size)
+            found = self.detector.detect(crop)
+            points5 = found[0].points5 if found else None
+        else:
+            kernel = cv2.INTER_AREA if min(x, y) < 1 else cv2.INTER_LINEAR
+            crop = cv2.resize(bgr, (self.size, self.size), interpolation=kernel)
+            found = self.detector.detect(bgr)
+            points5 = transform_points(found[0].points5, matrix) if found else None
+        if points5 is None:
+            points5 = template_points(self.template, self.size)
+        return _new_face(crop, points5, matrix, found[0] if found else None)
 
     @torch.inference_mode()
     def _restore_batch(self, faces: Sequence[RestoredFace]) -> None:
@@ -306,11 +315,11 @@ def _to_grey(bgr: np.ndarray) -> np.ndarray:
 
 
 def _resize_like(restored: np.ndarray, bgr: np.ndarray) -> np.ndarray:
-    """A restored aligned crop at the size of its photo, or at its own size in the photo's shape if that is larger."""
+    """A restored aligned crop at the size of its photo, or at its own where that is larger."""
     height, width = bgr.shape[:2]
-    factor = max(1.0, restored.shape[0] / max(height, width))
-    size = round(width * factor), round(height * factor)
-    return restored if size == restored.shape[1::-1] else cv2.resize(restored, size, interpolation=cv2.INTER_CUBIC)
+    if max(height, width) <= len(restored):
+        return restored
+    return cv2.resize(restored, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

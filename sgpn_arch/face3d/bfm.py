@@ -37,11 +37,13 @@ def read_bfm(path: str | Path) -> dict:
     file = _find(Path(path))
     values = _load(file, NEEDED)
     vertices = _vertices(values["meanshape"], file)
+    if values["tri"].ndim != 2 or values["tri"].shape[1] != 3:
+        raise ValueError(f"{file}: tri has shape {values['tri'].shape}, expected (triangles, 3)")
     parts = {
         "name": file.stem,
         "shape_mean": _floats(values["meanshape"], vertices, "meanshape", file),
         "tex_mean": _floats(values["meantex"], vertices, "meantex", file) / 255,
-        "triangles": _indices(values["tri"].reshape(-1, 3), vertices, "tri", file),
+        "triangles": _indices(values["tri"], vertices, "tri", file),
         "landmarks": _indices(values["keypoints"].ravel(), vertices, "keypoints", file),
         "reference5": _reference5(file.with_name(ALIGNMENT_FILE)),
     }
