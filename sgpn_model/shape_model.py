@@ -47,6 +47,7 @@ class ShapeModel(TrainingModel):
         {"optim_shape", "weights", "synthetic_iter", "synthetic_fraction", "degraded_fraction", "point_jitter"}
     )
     WEIGHTS = {"landmark": 0.1, "photometric": 2.0, "prior": 1.0, "mesh": 10.0, "pose": 10.0}
+    TRAIN_SECTIONS = {"weights": WEIGHTS}
 
     def build(self) -> None:
         """One regressor, its prior and one optimiser."""

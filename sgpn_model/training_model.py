@@ -49,7 +49,10 @@ class TrainingModel:
     """
 
     NETWORKS: tuple[str, ...] = ()
+    # What ``train`` may hold beyond COMMON_TRAIN_KEYS; for the sections in it their options, for choices their values.
     TRAIN_KEYS: frozenset[str] = frozenset()
+    TRAIN_SECTIONS: Mapping[str, Iterable[str]] = {}
+    TRAIN_CHOICES: Mapping[str, Iterable[str]] = {}
 
     def __init__(self, opt: dict, device: torch.device):
         self.opt = opt
@@ -120,7 +123,7 @@ class TrainingModel:
         except (OSError, ValueError) as error:
             raise OptionError(f"path.morphable_model: {error}") from error
         try:
-            return ShapePrior(regressor, model).to(self.device)
+            return ShapePrior(regressor, model, protocol=self.opt.get("protocol", "open")).to(self.device)
         except ValueError as error:
             raise OptionError(f"network_shape: {error}") from error
 

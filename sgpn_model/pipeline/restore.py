@@ -43,11 +43,13 @@ class Summary:
     restored: int = 0
     without_face: int = 0
     failed: int = 0
+    done: str = "restored"
 
     def __str__(self) -> str:
-        text = f"restored {_count(self.faces, 'face')} in {_count(self.restored, 'photo')}"
+        text = f"{self.done} {_count(self.faces, 'face')} in {_count(self.restored, 'photo')}"
         if self.without_face:
-            text += f"; {_count(self.without_face, 'photo')} without a face copied"
+            why = "without a face" if self.done == "restored" else "without a face to fill"
+            text += f"; {_count(self.without_face, 'photo')} {why} copied"
         return text + (f"; {self.failed} failed" if self.failed else "")
 
 
@@ -67,6 +69,7 @@ def run(
     ext: str = "auto",
     demo: bool = False,
     allow_download: bool = False,
+    mask: str | None = None,
 ) -> int:
     """Restores photos and returns the exit code: 0 if all went well, 1 if a photo failed.
 
@@ -77,21 +80,24 @@ def run(
         only_largest: restore one face a photo. save_parts: write crops, renderings, masks and sheets too.
         ext: "png" or "jpg"; "auto" is the photo's own where that can be written, else png.
         demo: restore a degraded picture of the astronaut that comes with scikit-image, ``inputs`` is not looked at.
+        mask: a picture of the one photo's size, white where it is to be filled; see ``FaceRestorer.restore``.
 
     Raises:
-        InputError: before any work: no photos, a missing one, or a result that would overwrite an input.
+        InputError: before any work: no photos, a missing one, a mask for several, or a result that would overwrite an input.
+        ImageError: the mask cannot be read.
         CheckpointError, DetectorError, OptionError: the restorer cannot be built.
     """
     folder = Path(output)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; -o takes a folder")
     jobs = [] if demo else plan(find_photos(inputs), folder, ext, save_parts)
+    hole = None if mask is None else _read_mask(mask, jobs)
     restorer = FaceRestorer.from_pretrained(weights, device, detector, allow_download)
     if demo:
         jobs = [_demo_job(folder, ext)]
-    summary = Summary()
+    summary = Summary(done="restored" if mask is None else "filled")
     for job in tqdm(jobs, desc="restoring", unit="photo", disable=len(jobs) == 1 or None, file=sys.stderr):
-        _restore_one(restorer, job, summary, aligned, only_largest, save_parts)
+        _restore_one(restorer, job, summary, save_parts, aligned=aligned, only_largest=only_largest, mask=hole)
     print(f"{summary}: results in {folder}")
     return 1 if summary.failed else 0
 
@@ -133,7 +139,7 @@ def plan(photos: Sequence[Path], folder: Path, ext: str, save_parts: bool) -> li
     """
     taken = set()
     jobs = []
-    for photo, name in zip(photos, _distinct_names(photos), strict=True):
+    for photo, name in zip(photos, distinct_names(photos), strict=True):
         jobs.append(Job(photo, folder / f"{name}{_suffix(photo, ext)}", name))
         taken.add(photo.resolve())
     for job in jobs:
@@ -144,7 +150,7 @@ def plan(photos: Sequence[Path], folder: Path, ext: str, save_parts: bool) -> li
     return jobs
 
 
-def _distinct_names(photos: Sequence[Path]) -> list[str]:
+def distinct_names(photos: Sequence[Path]) -> list[str]:
     """The photos' stems; a repeated one (file systems may ignore case) is numbered, avoiding every other stem."""
     reserved = {photo.stem.lower() for photo in photos}
     used: set[str] = set()
@@ -166,15 +172,26 @@ def _suffix(photo: Path, ext: str) -> str:
     return own if own in WRITE_SUFFIXES else ".png"
 
 
+def _read_mask(path: str, jobs: Sequence[Job]) -> np.ndarray:
+    """A mask (H, W) uint8, white where the photo is to be filled; what is transparent in it is not."""
+    if len(jobs) != 1:
+        raise InputError(f"--mask goes with one photo, the one that it was painted on; here are {len(jobs)}")
+    if jobs[0].target.resolve() == Path(path).resolve():
+        raise InputError(f"{path}: the result would overwrite the mask; choose another folder with -o")
+    photo = read_photo(path)
+    levels = photo.bgr.min(axis=2)
+    return levels if photo.alpha is None else np.minimum(levels, photo.alpha)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # One photo
 
 
-def _restore_one(restorer: FaceRestorer, job: Job, summary: Summary, aligned, only_largest, save_parts) -> None:
+def _restore_one(restorer: FaceRestorer, job: Job, summary: Summary, save_parts: bool, **options) -> None:
     """Restores one photo and counts what became of it; whatever happens, the others get their turn."""
     try:
         photo = read_photo(job.source)
-        result = restorer.restore(photo.bgr, aligned, only_largest)
+        result = restorer.restore(photo.bgr, **options)
         _write(job, photo, result)
         if save_parts:
             save_faces(result.faces, job.target.parent / PARTS, job.name)
@@ -186,7 +203,14 @@ def _restore_one(restorer: FaceRestorer, job: Job, summary: Summary, aligned, on
     summary.restored += bool(result.faces)
     if not result.faces:
         summary.without_face += 1
-        _warn(f"warning: {job.source}: no face found; copied as it is")
+        _warn(f"warning: {job.source}: {_why_nothing(result, options['mask'] is not None)}; copied as it is")
+
+
+def _why_nothing(result: RestoreResult, masked: bool) -> str:
+    if result.untouched:
+        return f"the mask touches none of the {_count(result.untouched, 'face')} found"
+    # The detector sees the photo with the hole in it.
+    return "no face found" + (" beside the hole; a crop of the face can be filled with --aligned" if masked else "")
 
 
 def _describe(error: Exception, source: Path) -> str:

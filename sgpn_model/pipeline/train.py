@@ -12,23 +12,20 @@ import numpy as np
 import torch
 import yaml
 
-from sgpn_arch.names import nearest
 from sgpn_arch.registry import MODEL_REGISTRY
 from sgpn_data.tensors import to_images
 from sgpn_model.checkpoint import CheckpointError
-from sgpn_model.options import OptionError, check_keys, load_options
 from sgpn_model.pipeline.common import (
     build_dataset,
     evaluation_batches,
-    fill_registries,
     mean_of_known,
     training_batches,
 )
+from sgpn_model.pipeline.options import checked_options
 from sgpn_model.restorer import choose_device
 from sgpn_model.training_model import TrainingModel
 
 LOGGER = logging.getLogger("sgpn")
-REQUIRED = ("name", "model_type", "datasets", "train")
 
 
 def run(options_path: str, overrides: Iterable[str] = (), device: str | None = None, auto_resume: bool = False) -> Path:
@@ -41,14 +38,12 @@ def run(options_path: str, overrides: Iterable[str] = (), device: str | None = N
     Raises:
         OptionError, CheckpointError: before any work starts. FloatingPointError: a loss is not finite.
     """
-    opt = load_options(options_path, overrides)
-    fill_registries()
-    _check(opt)
+    opt, origins = checked_options(options_path, overrides, training=True)
     _prepare_process(opt)
-    model_class = MODEL_REGISTRY.get(opt["model_type"])
-    train_set = build_dataset(opt["datasets"]["train"], "train")
-    val_set = build_dataset(opt["datasets"]["val"], "val") if "val" in opt["datasets"] else None
-    model = model_class(opt, choose_device(device or opt.get("device", "auto")))
+    with origins.named():  # what only data and networks themselves can refuse
+        train_set = build_dataset(opt["datasets"]["train"], "train")
+        val_set = build_dataset(opt["datasets"]["val"], "val") if "val" in opt["datasets"] else None
+        model = MODEL_REGISTRY.get(opt["model_type"])(opt, choose_device(device or opt.get("device", "auto")))
 
     folder = Path((opt.get("path") or {}).get("experiments_root", "experiments")) / opt["name"]
     step = _resume(model, opt, folder, auto_resume)
@@ -58,25 +53,6 @@ def run(options_path: str, overrides: Iterable[str] = (), device: str | None = N
     finally:
         run_log.close()
     return folder
-
-
-def _check(opt: dict) -> None:
-    for key in REQUIRED:
-        if key not in opt:
-            raise OptionError(f"{key}: this option is missing")
-    if opt["model_type"] not in MODEL_REGISTRY:
-        raise OptionError(
-            f"model_type: unknown name '{opt['model_type']}'{nearest(opt['model_type'], MODEL_REGISTRY.keys())}"
-        )
-    check_keys(opt["datasets"], {"train", "val"}, "datasets")
-    if "train" not in opt["datasets"]:
-        raise OptionError("datasets.train: this section is missing")
-    if "total_iter" not in (opt["train"] or {}):
-        raise OptionError("train.total_iter: this option is missing")
-    for section, key in (("logger", "print_freq"), ("logger", "save_checkpoint_freq"), ("val", "val_freq")):
-        value = (opt.get(section) or {}).get(key, 1)
-        if not isinstance(value, int) or value < 1:
-            raise OptionError(f"{section}.{key}: expected a number of steps of at least 1, found {value!r}")
 
 
 def _prepare_process(opt: dict) -> None:

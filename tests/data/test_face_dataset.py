@@ -101,6 +101,46 @@ class TestItems:
         assert caplog.text.count("min_size") == 1
 
 
+class TestInpainting:
+    def test_a_white_hole_of_the_drawn_area(self, folder):
+        faces = dataset(folder, degradation=None, inpaint={"area": [0.1, 0.2]})
+        for item in (faces[index] for index in range(6)):
+            mask = item["mask"]
+            assert mask.shape == (1, 48, 48) and mask.dtype == torch.float32 and set(mask.unique().tolist()) == {0, 1}
+            assert 0.1 - 1e-3 <= mask.mean() <= 0.2 + 1e-3
+            hole = mask.bool().expand(3, -1, -1)
+            assert (item["lq"][hole] - 1).abs().max() < 1e-6
+            assert torch.equal(item["lq"][~hole], item["hq"][~hole])
+
+    def test_the_hole_is_cut_into_the_degraded_photo(self, folder):
+        """The last of an item's draws, so all else is as without it."""
+        degradation = {"preset": "codeformer", "reference_size": 512}
+        plain, cut = (dataset(folder, degradation=degradation, inpaint=inpaint) for inpaint in (None, {}))
+        for index in range(6):
+            before, after = plain[index], cut[index]
+            hole = after["mask"].bool().expand(3, -1, -1)
+            assert torch.equal(before["lq"][~hole], after["lq"][~hole]) and (after["lq"][hole] - 1).abs().max() < 1e-6
+            assert all(torch.equal(before[key], after[key]) for key in ("hq", "points5"))
+            assert "mask" not in before
+
+    def test_every_epoch_and_picture_has_its_own(self, folder):
+        faces = dataset(folder, inpaint={})
+        first = [faces[index]["mask"] for index in range(2)]
+        assert not torch.equal(*first) and torch.equal(first[0], faces[0]["mask"])
+        faces.set_epoch(1)
+        assert not torch.equal(first[0], faces[0]["mask"])
+        held = dataset(folder, inpaint={}, phase="val")
+        before = held[0]["mask"]
+        held.set_epoch(1)
+        assert torch.equal(before, held[0]["mask"])
+
+    def test_wrong_options(self, folder):
+        with pytest.raises(KeyError, match="inpaint: unknown option 'aera'.*'area'"):
+            dataset(folder, inpaint={"aera": 0.2})
+        with pytest.raises(ValueError, match="inpaint: expected a mapping"):
+            dataset(folder, inpaint=True)
+
+
 class TestFlips:
     def test_the_mirror_order_is_the_ibug_figures(self):
         """The pairs written down from the iBUG figure; every point is in one of them or on the axis."""
@@ -224,9 +264,21 @@ class TestBadFiles:
             item = faces[2]
             faces[2]
         assert item["path"].endswith("5.png") and item["landmarks68"].isnan().all()
-        assert sorted(faces.unusable) == [2, 3, 4]
+        assert sorted(faces.unusable) == [2, 3, 4] and faces.unusable_count == 3
         assert caplog.text.count("is left out") == 3
         assert "2.png" in caplog.text and "60x40, not square" in caplog.text
+
+    def test_the_main_process_counts_what_workers_leave_out(self, folder):
+        """Each bad image once, whichever workers meet it and however often."""
+        (folder / "2.png").write_bytes(b"not a picture")
+        (folder / "4.png").write_bytes(b"")
+        faces = dataset(folder)
+        assert faces.unusable_count == 0
+        for epoch in range(2):
+            faces.set_epoch(epoch)
+            paths = [Path(item["path"]).name for item in DataLoader(faces, batch_size=None, num_workers=2)]
+            assert paths == ["0.png", "1.png", "3.png", "3.png", "5.png", "5.png"]
+            assert faces.unusable_count == 2
 
     def test_a_file_that_vanishes_is_replaced(self, folder):
         faces = dataset(folder)

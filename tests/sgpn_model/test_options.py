@@ -1,16 +1,12 @@
-"""Option files: inheritance, overrides, refusals that say what to write instead, and every file that ships."""
-
-from pathlib import Path
+"""Option files: inheritance, overrides, where an option was written, and refusals that say what to write instead."""
 
 import pytest
+import yaml
 
 from sgpn_arch import build_network
-from sgpn_arch.face3d.morphable_model import MorphableModel
-from sgpn_arch.registry import LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
-from sgpn_model.options import OptionError, build, check_keys, check_plugin, load_options
-from sgpn_model.pipeline.common import fill_registries
-
-SHIPPED = sorted((Path(__file__).parents[2] / "options").rglob("*.yml"))
+from sgpn_arch.registry import MODEL_REGISTRY
+from sgpn_model import cli
+from sgpn_model.options import OptionError, build, check_arguments, check_keys, check_plugin, load_options, read_options
 
 BASE = """
 name: base
@@ -54,6 +50,22 @@ class TestInheritance:
         options = load_options(write(BASE))
         assert type(options) is dict and type(options["train"]["optim_g"]) is dict
 
+    def test_a_section_may_follow_one_that_was_switched_off(self, write):
+        write(BASE + "val: ~\n", "base.yml")
+        assert load_options(write("_base_: base.yml\nval: {val_freq: 5}\n"))["val"] == {"val_freq": 5}
+
+    def test_a_section_can_replace_the_inherited_one(self, write):
+        write(BASE, "base.yml")
+        heir = load_options(write("_base_: base.yml\ntrain: {_delete_: true, gan: {_delete_: true, r1_every: 2}}\n"))
+        assert heir["train"] == {"gan": {"r1_every": 2}}
+
+    def test_of_several_bases_the_last_counts(self, write):
+        write(BASE, "one.yml")
+        write("name: two\ntrain: {total_iter: 20}\n", "two.yml")
+        heir = load_options(write("_base_: [one.yml, two.yml]\nmodel_type: M\n"))
+        assert (heir["name"], heir["model_type"], heir["train"]["total_iter"]) == ("two", "M", 20)
+        assert heir["train"]["gan"] == {"loss_weight": 1.0}
+
     def test_a_missing_base_is_named_with_its_heir(self, write):
         with pytest.raises(OptionError, match=r"nowhere\.yml: no such option file.*options\.yml inherits"):
             load_options(write("_base_: nowhere.yml\n"))
@@ -96,6 +108,63 @@ class TestOverrides:
             load_options(write(BASE), [assignment])
 
 
+@pytest.fixture
+def chain(write):
+    """base.yml <- sub/middle.yml <- top.yml, as a function from what is added to each to the path of the last."""
+
+    def writer(base="", middle="", top=""):
+        write(BASE + base, "base.yml")
+        write(f"_base_: ../base.yml\n{middle}", "sub/middle.yml")
+        return write(f"_base_: sub/middle.yml\n{top}", "top.yml")
+
+    return writer
+
+
+class TestOrigins:
+    def source(self, path, overrides=()):
+        with pytest.raises(OptionError) as caught:
+            load_options(path, overrides)
+        assert str(caught.value).startswith(f"{caught.value.source}: ")
+        return caught.value.source
+
+    @pytest.mark.parametrize("place", ["base", "middle", "top"])
+    def test_a_wrong_key_names_the_file_it_was_written_in(self, chain, place):
+        path = chain(**{place: "val: {val_frq: 5}\n"})
+        file = {"base": "base.yml", "middle": "sub/middle.yml", "top": "top.yml"}[place]
+        assert self.source(path) == str(path.parent / file)
+
+    def test_the_last_who_wrote_a_value_answers_for_it(self, chain):
+        path = chain(middle="train: {total_iter: no}\n")
+        assert self.source(path).endswith("middle.yml")
+        assert self.source(path, ["train.total_iter=maybe"]) == "--set train.total_iter=maybe"
+        assert load_options(path, ["train.total_iter=5"])["train"]["total_iter"] == 5
+
+    def test_what_was_replaced_is_not_blamed(self, chain):
+        path = chain(base="val: {val_frq: 5}\n", middle="val: {_delete_: true, save_imges: 3}\n")
+        assert self.source(path).endswith("middle.yml")
+
+    def test_an_error_about_a_section_names_the_one_file_that_wrote_it_or_the_top(self, chain):
+        _, origins = read_options(chain(top="train: {total_iter: 5}\n"))
+        assert origins.of("train.optim_g: cannot be built").endswith("base.yml")
+        assert origins.of("train: cannot be built").endswith("top.yml")
+        assert origins.of("datasets.val: this section is missing").endswith("base.yml")
+        assert origins.of("network_g: this section is missing").endswith("top.yml")
+
+    def test_of_a_section_of_several_files_the_option_that_is_named_counts(self, chain):
+        path = chain(middle="datasets: {train: {cache: disk}}\n", top="datasets: {train: {size: 128}}\n")
+        _, origins = read_options(path)
+        assert origins.of("datasets.train: dataset: cache: unknown value 'disk'").endswith("middle.yml")
+        assert origins.of("datasets.train: dataset: size: expected an integer").endswith("top.yml")
+
+    def test_names_with_dots_are_found(self, write):
+        _, origins = read_options(write("restorers: {v1.0 (old): a, v1.1: b}\n"), ["name=x"])
+        assert origins.at(["restorers", "v1.0 (old)"]).endswith("options.yml")
+        assert (
+            origins.of("restorers.v1.1: no such file").endswith("options.yml")
+            and origins.of("name: x") == "--set name=x"
+        )
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("line", "message"),
@@ -106,11 +175,39 @@ class TestRefusals:
             ("val: {val_frq: 5}", r"val\.val_frq.*'val_freq'"),
             ("val: 5", "val: expected a mapping"),
             ("zzzzzz: 5", r"zzzzzz: unknown option; known: .*model_type"),
+            ("restorers: {a: b}", "restorers: has no meaning in a file for `sgpn train`.*'model_type'"),
+            ("logger: {print_freq: 0}", "logger.print_freq: expected a whole number of at least 1, found 0"),
+            ("logger: {print_freq: 1.5}", "logger.print_freq: expected a whole number of at least 1, found 1.5"),
+            ("logger: {print_freq: true}", "logger.print_freq: expected a whole number of at least 1, found True"),
+            ("logger: {use_tb_logger: 1}", "logger.use_tb_logger: expected true or false, found 1"),
+            ("manual_seed: -1", "manual_seed: expected a whole number of at least 0, found -1"),
         ],
     )
     def test_unknown_keys_name_the_nearest_known_one(self, write, line, message):
         with pytest.raises(OptionError, match=message):
             load_options(write(f"{BASE}{line}\n"))
+
+    @pytest.mark.parametrize(
+        ("override", "message"),
+        [
+            ("train.optim_g.lr=fast", "train.optim_g.lr: expected a number of at least 0, found 'fast'"),
+            ("train.gan.loss_weight=-1", "train.gan.loss_weight: expected a number of at least 0"),
+            ("train.ema_decay=1.5", "train.ema_decay: expected a number from 0 to 1, found 1.5"),
+            ("datasets.train.batch_size_per_gpu=0", "datasets.train.batch_size_per_gpu: expected a whole number"),
+        ],
+    )
+    def test_numbers_that_are_none_are_refused(self, write, override, message):
+        with pytest.raises(OptionError, match=message):
+            load_options(write(BASE), [override])
+
+    def test_numbers_of_plugins_are_their_own_business(self, write):
+        override = "train.losses.mine={type: Mine, loss_weight: [1, 2], every: often}"
+        assert load_options(write(BASE), [override])["train"]["losses"]["mine"]["every"] == "often"
+
+    @pytest.mark.parametrize("key", ["train", "logger", "val", "network_g"])
+    def test_what_is_only_for_training_has_no_place_in_a_file_for_tests(self, write, key):
+        with pytest.raises(OptionError, match=f"options.yml: {key}: has no meaning in a file for .sgpn test."):
+            load_options(write(f"restorers: {{a: b}}\n{key}: {{}}\n"))
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -181,6 +278,40 @@ class TestPlugins:
         registry.register(whole)
         check_plugin({"type": "whole", "anything": 1}, registry, "here")
 
+    def test_ours_among_them_say_which_they_know(self, registry):
+        class Whole:
+            OPTIONS = ("size", "colour")
+
+            def __init__(self, opt):
+                self.opt = opt
+
+        registry.register(Whole)
+        check_plugin({"type": "Whole", "size": 1}, registry, "here")
+        with pytest.raises(OptionError, match="here.color: unknown option; did you mean 'colour'"):
+            check_plugin({"type": "Whole", "color": 1}, registry, "here")
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({}, "here.size: this option is missing"),
+            ({"size": "5"}, "here.size: expected a whole number, found '5'"),
+            ({"size": 5.0}, "here.size: expected a whole number, found 5.0"),
+            ({"size": True}, "here.size: expected a whole number, found True"),
+            ({"size": 5, "rate": "x"}, "here.rate: expected a number or ~ .nothing., found 'x'"),
+            ({"size": 5, "flag": 1}, "here.flag: expected true or false, found 1"),
+            ({"size": 5, "name": 1}, "here.name: expected text, found 1"),
+        ],
+    )
+    def test_annotated_arguments_have_types(self, arguments, message):
+        def function(size: int, rate: float | None = None, flag: bool = False, name: str = "", free=None):
+            raise AssertionError("is only looked at")
+
+        check_arguments({"size": 5, "rate": 1, "flag": True, "name": "x", "free": []}, function, "here")
+        check_arguments({"rate": None}, function, "here", supplied=["size"])
+        check_arguments({}, function, "here", given=1)
+        with pytest.raises(OptionError, match=message):
+            check_arguments(arguments, function, "here")
+
     def test_check_keys_wants_a_mapping(self):
         with pytest.raises(OptionError, match=r"train: expected a mapping of options, found \[1\]"):
             check_keys([1], {"a"}, "train")
@@ -191,41 +322,34 @@ def test_an_unknown_network_names_the_nearest():
         build_network({"type": "SGPM"})
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
-class TestShippedFiles:
-    def test_everything_it_names_exists(self, path):
-        fill_registries()
-        options = load_options(path)
-        assert options["name"] and options["datasets"]
-        for phase, section in options["datasets"].items():
-            assert phase in ("train", "val", "test") and section["type"] == "FaceRestorationDataset"
-        if "model_type" in options:
-            model = MODEL_REGISTRY.get(options["model_type"])
-            check_keys(options["train"], _train_keys(model), "train")
-        for name, section in (options.get("train", {}).get("losses") or {}).items():
-            check_plugin(section, LOSS_REGISTRY, f"train.losses.{name}")
-        for name in options.get("metrics", []):
-            assert name in METRIC_REGISTRY
+class TestCommand:
+    def test_show_prints_what_load_options_reads(self, chain, capsys):
+        path = chain(top="name: top\ntrain: {optim_g: {lr: 2e-5}}\n")
+        cli.main(["options", "show", str(path), "--set", "device=cpu"])
+        assert yaml.safe_load(capsys.readouterr().out) == load_options(path, ["device=cpu"])
 
-    def test_its_networks_can_be_built_and_fit_the_open_morphable_model(self, path):
-        options = load_options(path)
-        networks = {key: build_network(value) for key, value in options.items() if key.startswith("network_")}
-        if "network_shape" in networks:
-            section = options["network_shape"]
-            assert (section["id_dim"], section["exp_dim"], section["tex_dim"]) == MorphableModel.open().dims
-        if {"network_g", "network_shape"} <= set(networks):
-            assert networks["network_g"].coeff_dim == networks["network_shape"].coeff_dim
-        if {"network_g", "network_d"} <= set(networks) and options["train"]["gan"]:
-            assert networks["network_g"].size == networks["network_d"].size
-        if "network_g" in networks and "train" in options["datasets"]:
-            assert networks["network_g"].size == options["datasets"]["train"]["size"]
+    def test_with_origins_it_is_the_same_yaml_and_every_line_has_its_file(self, chain, capsys):
+        path = chain(middle="val: {}\n", top="name: 'a: b'\ntrain: {optim_g: {lr: 2e-5}}\n")
+        cli.main(["options", "show", str(path), "--origin", "--set", "device=cpu"])
+        out = capsys.readouterr().out
+        assert yaml.safe_load(out) == load_options(path, ["device=cpu"])
+        lines = {line.split(":")[0].strip(): line.rpartition("  # ")[2] for line in out.splitlines() if "  # " in line}
+        assert lines["device"] == "--set device=cpu"
+        assert lines["lr"] == lines["name"] == str(path)
+        assert lines["betas"] == lines["total_iter"] == str(path.parent / "base.yml")
+        assert lines["val"] == str(path.parent / "sub/middle.yml")
 
+    def test_show_prints_a_wrong_file_too_and_says_what_is_wrong(self, chain, capsys):
+        path = chain(middle="val: {val_frq: 5}\n")
+        assert cli.main(["options", "show", str(path)]) == 1
+        out, err = capsys.readouterr()
+        assert yaml.safe_load(out)["val"] == {"val_frq": 5}
+        assert f"{path.parent / 'sub/middle.yml'}: val.val_frq: unknown option; did you mean 'val_freq'" in err
 
-def _train_keys(model):
-    from sgpn_model.training_model import COMMON_TRAIN_KEYS
-
-    return COMMON_TRAIN_KEYS | model.TRAIN_KEYS
-
-
-def test_there_are_shipped_files():
-    assert len(SHIPPED) >= 3
+    def test_check_goes_through_all_files(self, write, capsys):
+        good = write("name: x\n", "good.yml")
+        bad = write("nmae: x\n", "bad.yml")
+        assert cli.main(["options", "check", str(bad), str(good)]) == 1
+        out, err = capsys.readouterr()
+        assert out == f"{good}: all right\n" and f"{bad}: nmae: unknown option; did you mean 'name'" in err
+        assert cli.main(["options", "check", str(good)]) == 0

