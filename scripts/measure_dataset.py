@@ -35,7 +35,7 @@ def generate(folder: Path, size: int, suffix: str, count: int = GENERATED) -> No
         picture = np.full((size, size, 3), 0.5, np.float32)
         cells = 4
         while cells <= size:
-            noise = rng.standard_normal((cells, cells, 3), dtype=np.float32) * 0.5 / cells**0.6
+            noise = rng.standard_normal((cells, cells, 3), dtype=np.float32) * 0.5 / cells**0.9
             picture += cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC)
             cells *= 2
         levels = np.clip(picture * 255, 0, 255).astype(np.uint8)

@@ -48,14 +48,14 @@ def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
     return gradient.square().sum(dim=(1, 2, 3)).mean()
 
 
-def path_lengths(images: Tensor, w: Tensor) -> Tensor:
-    """How far pictures (N, 3, H, W) move with w (N, D): |J_w^T y| for y ~ N(0, 1) / sqrt(H W), per picture (N,).
+def path_lengths(images: Tensor, w: Tensor, directions: Tensor) -> Tensor:
+    """How far pictures (N, 3, H, W) move with w (N, D): |J_w^T y| with y = directions / sqrt(H W), per picture (N,).
 
-    StyleGAN2's path length, but for the one w of all layers, where StyleGAN2 takes the root of the mean over layers.
-    Differentiable once more.
+    Directions (N, 3, H, W) are drawn from N(0, 1). StyleGAN2's path length, but for the one w of all layers, where
+    StyleGAN2 takes the root of the mean over layers. Differentiable once more.
     """
-    directions = torch.randn_like(images) / (images.shape[2] * images.shape[3]) ** 0.5
-    (gradient,) = torch.autograd.grad((images * directions).sum(), w, create_graph=True)
+    product = (images * directions).sum() / (images.shape[2] * images.shape[3]) ** 0.5
+    (gradient,) = torch.autograd.grad(product, w, create_graph=True)
     return gradient.norm(dim=1)
 
 

@@ -1,6 +1,7 @@
 """Option files: reading them with inheritance and overrides, where each option was written, and refusals that say so."""
 
 import contextlib
+import copy
 import inspect
 import math
 import os
@@ -169,8 +170,8 @@ def read_options(path: str | Path, overrides: Iterable[str] = ()) -> tuple[dict,
     """Reads an option file and applies ``a.b=c`` overrides.
 
     ``_base_: FILE`` or a list of files, relative to the file that says so, are read first; mappings are merged, anything
-    else replaces what was there, and so does a mapping with ``_delete_: true``. It is mmengine's way, but for two things:
-    a mapping may follow ``~``, and only YAML is read, which cannot run code.
+    else replaces what was there, and so does a mapping with ``_delete_: true``. mmengine merges; but a mapping may follow
+    ``~``, and only YAML is read, which cannot run code.
 
     Returns:
         A plain nested dict, of which nothing is checked yet, and where each of its options was written.
@@ -246,14 +247,31 @@ def _set_key(options: dict, assignment: str, origins: Origins) -> None:
 
 
 def _merged(base: Mapping, heir: Mapping) -> dict:
-    result = {} if heir.get(DELETE) else dict(base)
-    for key, value in heir.items():
-        if isinstance(value, Mapping):
-            below = result.get(key)
-            result[key] = _merged(below if isinstance(below, Mapping) else {}, value)
-        elif key != DELETE:
-            result[key] = value
-    return result
+    """What mmengine makes of the two; but a mapping may also stand over something else, such as an inherited ``~``."""
+    from mmengine.config import Config
+
+    merged = Config(_room_for(heir, base))
+    merged.merge_from_dict(copy.deepcopy(dict(heir)))
+    return _without_delete(merged.to_dict())
+
+
+def _room_for(heir: Mapping, base: Mapping) -> dict:
+    """``base`` without what a mapping of ``heir`` shall replace though it is none, which mmengine refuses."""
+    room = {}
+    for key, value in base.items():
+        replaced = isinstance(heir.get(key), Mapping)
+        if replaced and isinstance(value, Mapping):
+            room[key] = _room_for(heir[key], value)
+        elif not replaced:
+            room[key] = value
+    return room
+
+
+def _without_delete(options: Any) -> Any:
+    """Without the marks in mappings that replaced nothing, which mmengine leaves."""
+    if not isinstance(options, Mapping):
+        return options
+    return {key: _without_delete(value) for key, value in options.items() if key != DELETE}
 
 
 def _with_numbers(value: Any) -> Any:

@@ -7,8 +7,9 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from sgpn_arch.registry import MODEL_REGISTRY
 from sgpn_arch.stylegan2_arch import ConcatStyleGAN2Generator
@@ -63,6 +64,7 @@ class PriorModel(TrainingModel):
         self.path_length = None if section is None else _completed(section, PATH_LENGTH_DEFAULTS, "train.path_length")
         self.mean_path_length = 0.0
         self.augmentation, self.adaptive = _build_augmentation(train.get("augment", {}))
+        self.random = torch.Generator(self.device)
 
     def describe(self) -> dict:
         """How the faces were aligned, their size, and how hard the augmentation had become."""
@@ -87,17 +89,23 @@ class PriorModel(TrainingModel):
     def optimize_parameters(self, step: int) -> None:
         """One step of the generator, then one of the discriminator; p follows the discriminator."""
         self.log = {}
+        self._seed(step)
         fake = self._generator_step(step)
         real_logits = self._discriminator_step(fake.detach(), step)
         self.adaptive.update(*self._over_processes(real_logits.sign().sum(), real_logits.numel()))
         self.log.update({"r_t": self.adaptive.overfitting, "augment_p": self.adaptive.p})
         self.update_average(step)
 
+    def _seed(self, step: int) -> None:
+        """All randomness of a step comes from the seed, the step and the process: other latents in each, none to store."""
+        entropy = [self.opt.get("manual_seed", 0), step, _rank()]
+        self.random.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
+
     def _generator_step(self, step: int) -> Tensor:
         generator = self.networks["network_g"]
         z = self._latents(len(self.batch["hq"]))
         with self.autocast():
-            fake = generator(z)
+            fake = generator(z, generator.draw_noise(z, self.random))
         fake = fake.float()
         loss = nonsaturating_loss(self._judge(fake), real=True)
         self.log["l_g"] = loss.item()
@@ -107,7 +115,7 @@ class PriorModel(TrainingModel):
         return fake
 
     def _latents(self, count: int) -> Tensor:
-        return torch.randn(count, self.networks["network_g"].style_dim, device=self.device)
+        return torch.randn(count, self.networks["network_g"].style_dim, generator=self.random, device=self.device)
 
     def _judge(self, images: Tensor) -> Tensor:
         """Logits of augmented pictures: during training the discriminator never sees any other."""
@@ -116,14 +124,16 @@ class PriorModel(TrainingModel):
             return self.networks["network_d"](augmented).float()
 
     def _augment(self, images: Tensor) -> Tensor:
-        return images if self.augmentation is None else self.augmentation(images, self.adaptive.p)
+        return images if self.augmentation is None else self.augmentation(images, self.adaptive.p, self.random)
 
     def _path_length_penalty(self, generator: ConcatStyleGAN2Generator) -> Tensor:
         """In full precision: the squared distance of the path lengths from their running mean, times the interval."""
         options = self.path_length
         count = max(1, len(self.batch["hq"]) // options["batch_shrink"])
         w = generator.mapping(self._latents(count))
-        lengths = path_lengths(generator.synthesise(w), w)
+        images = generator.synthesise(w, generator.draw_noise(w, self.random))
+        directions = torch.randn(images.shape, generator=self.random, device=self.device)
+        lengths = path_lengths(images, w, directions)
         total, number = self._over_processes(lengths.detach().sum(), count)
         self.mean_path_length += options["mean_decay"] * (total / number - self.mean_path_length)
         penalty = (lengths - self.mean_path_length).square().mean()
@@ -153,10 +163,9 @@ class PriorModel(TrainingModel):
 
     def _over_processes(self, total: Tensor, count: int) -> tuple[float, float]:
         """A sum and a count, added up over all processes, so that all of them draw the same conclusion."""
-        values = torch.tensor([total.item(), count], dtype=torch.float64)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            values = values.to(self.device)
-            torch.distributed.all_reduce(values)
+        values = torch.tensor([total.item(), count], dtype=torch.float64, device=self.device)
+        if _distributed():
+            distributed.all_reduce(values)
         return values[0].item(), values[1].item()
 
     # -- validation ---------------------------------------------------------------------------------------------------
@@ -186,6 +195,14 @@ class PriorModel(TrainingModel):
         source = torch.Generator().manual_seed(zlib.crc32(Path(name).name.encode()))
         z = torch.randn(SAMPLES, generator.style_dim, generator=source).to(self.device)
         return generator(z, generator.draw_noise(z, source)).float()
+
+
+def _distributed() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def _rank() -> int:
+    return distributed.get_rank() if _distributed() else 0
 
 
 def _completed(section: Mapping, defaults: dict, where: str) -> dict:

@@ -53,6 +53,23 @@ class TestBlur:
         kernel = deg.gaussian_kernel(15, 3.0, 1.2, 0.7)
         np.testing.assert_allclose(deg.blur(photo, kernel), oracle.convolve(photo, kernel), atol=1e-5)
 
+    @settings(deadline=None, max_examples=30)
+    @given(
+        st.integers(2, 50),
+        st.integers(2, 50),
+        st.sampled_from([11, 13, 15, 41]),
+        st.sampled_from([1, 3, 13, 21]),
+        st.data(),
+    )
+    def test_any_kernel_on_any_picture_is_scipys_correlation(self, height, width, rows, columns, data):
+        """Also one that is not symmetric, is larger than the picture, or goes through spectra instead of sums."""
+        rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
+        image = rng.random((height, width, 3), dtype=np.float32)
+        kernel = rng.random((rows, columns), dtype=np.float32)
+        kernel /= kernel.sum()
+        wanted = oracle.convolve(image, kernel[::-1, ::-1])
+        np.testing.assert_allclose(deg.blur(image, kernel), wanted, atol=2e-6)
+
     @pytest.mark.parametrize("sigma", [0.3, 2.0, 7.0, 15.0])
     def test_isotropic_blur_is_scipys_gaussian_filter(self, photo, sigma):
         wanted = ndimage.gaussian_filter(photo.astype(np.float64), (sigma, sigma, 0), mode="mirror", radius=(20, 20, 0))

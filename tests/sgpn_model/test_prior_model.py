@@ -168,7 +168,8 @@ class TestRun:
 
 def test_an_interrupted_run_ends_bit_by_bit_as_a_straight_one(pictures, tmp_path):
     """p, the counts behind it and the mean path length go on as well; the interruption falls between two moves of p."""
-    changes = {"total_iter": 5, "augment": {"p": 0.3, "every": 2, "ramp_images": 100}, "path_length": {"every": 2}}
+    augment = {"p": 0.3, "every": 2, "ramp_images": 100, "target": -1.0}
+    changes = {"total_iter": 5, "augment": augment, "path_length": {"every": 2}}
     straight = run(tmp_path, prior_options(pictures, tmp_path / "straight", "run", **changes))
     options = prior_options(pictures, tmp_path / "resumed", "run", **changes)
     original = TrainingModel.set_learning_rate
@@ -234,10 +235,24 @@ class TestAugmentation:
         assert model.adaptive.p == pytest.approx(0.4 + direction * 0.12)
         assert model.log["r_t"] == direction and model.log["augment_p"] == model.adaptive.p
 
+    def test_all_processes_move_it_together(self, pictures, tmp_path, monkeypatch):
+        """Three times as many pictures are seen, and another process's logits outweigh this one's."""
+        model = self.model(pictures, tmp_path, augment={"p": 0.4, "every": 1, "ramp_images": 100})
+        with torch.no_grad():
+            model.networks["network_d"].final_linear[1].bias.fill_(100.0)
+        monkeypatch.setattr("sgpn_model.prior_model._distributed", lambda: True)
+        monkeypatch.setattr("sgpn_model.prior_model._rank", lambda: 0)
+        others = torch.tensor([-8.0, 8.0], dtype=torch.float64)
+        monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: values.add_(others))
+        model.feed_data(batch())
+        model.optimize_parameters(0)
+        assert model.adaptive.p == pytest.approx(0.4 - 12 / 100)
+        assert model.log["r_t"] == pytest.approx((4 - 8) / 12)
+
     def test_training_never_shows_the_discriminator_a_plain_picture(self, pictures, tmp_path, monkeypatch):
         model = self.model(pictures, tmp_path, gan={"r1_every": 1})
         augmented, seen = [], []
-        monkeypatch.setattr(model, "augmentation", lambda images, p: augmented.append(images * 1.0) or augmented[-1])
+        monkeypatch.setattr(model, "augmentation", lambda images, *_: augmented.append(images * 1.0) or augmented[-1])
         model.networks["network_d"].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         model.feed_data(batch())
         model.optimize_parameters(0)
@@ -270,13 +285,13 @@ class TestAugmentation:
         assert model.adaptive.p == 0 and model._augment(model.batch["hq"]) is model.batch["hq"]
 
 
-def test_path_lengths_are_the_norms_of_the_jacobians_products(monkeypatch):
+def test_path_lengths_are_the_norms_of_the_jacobians_products():
     """With directions of ones, the product is the gradient of the picture's sum, here by differences."""
     generator = ConcatStyleGAN2Generator(**TINY, style_dim=6, mapping_layers=1).double()
     w = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
     noise = generator.draw_noise(w)
-    monkeypatch.setattr(torch, "randn_like", torch.ones_like)
-    found = path_lengths(generator.synthesise(w, noise), w)
+    images = generator.synthesise(w, noise)
+    found = path_lengths(images, w, torch.ones_like(images))
     steps = torch.eye(6, dtype=torch.float64) * 1e-6
     with torch.no_grad():
         sums = [[generator.synthesise(w + s * step, noise).sum(dim=(1, 2, 3)) for s in (1, -1)] for step in steps]
@@ -292,10 +307,23 @@ def test_path_length_penalty_and_its_mean(pictures, tmp_path, monkeypatch):
     model = build_model(options)
     model.feed_data(batch(4))
     lengths = torch.tensor([1.0, 3.0], requires_grad=True)
-    monkeypatch.setattr("sgpn_model.prior_model.path_lengths", lambda images, w: lengths[: len(images)])
+    monkeypatch.setattr("sgpn_model.prior_model.path_lengths", lambda images, *_: lengths[: len(images)])
     penalty = model._path_length_penalty(model.networks["network_g"])
     assert model.mean_path_length == 0.5  # a quarter of the way from 0 to 2
     assert penalty.item() == pytest.approx(3 * 5 * (0.5**2 + 2.5**2) / 2)
+
+
+def test_steps_and_processes_have_their_own_latents(pictures, tmp_path, monkeypatch):
+    model = build_model(prior_options(pictures, tmp_path))
+    drawn = {}
+    for step, rank in ((0, 0), (1, 0), (0, 1)):
+        monkeypatch.setattr("sgpn_model.prior_model._rank", lambda rank=rank: rank)
+        model._seed(step)
+        drawn[step, rank] = model._latents(4)
+        torch.rand(2)
+        model._seed(step)
+        assert torch.equal(drawn[step, rank], model._latents(4))
+    assert len({tuple(z.flatten().tolist()) for z in drawn.values()}) == 3
 
 
 def test_samples_depend_on_the_item_alone(pictures, tmp_path):
