@@ -18,7 +18,7 @@ import yaml
 from sgpn_arch.names import nearest
 from sgpn_model.errors import UserError
 
-TRAINING_ONLY = {"model_type", "train", "val", "logger", "precision"}  # and network_*
+TRAINING_ONLY = {"model_type", "train", "val", "logger", "precision", "channels_last", "compile"}  # and network_*
 TESTING_ONLY = {"restorers", "judge", "metrics"}
 TOP_LEVEL = TRAINING_ONLY | TESTING_ONLY | {
     "name", "manual_seed", "device", "num_threads", "protocol", "datasets", "path",
@@ -27,25 +27,25 @@ PATH_KEYS = {
     "experiments_root", "morphable_model", "pretrain_network_g", "pretrain_network_shape", "pretrain_backbone",
     "pretrain_prior", "pretrain_network_d", "resume_state",
 }  # fmt: skip
-LOGGER_KEYS = {"print_freq", "save_checkpoint_freq", "use_tb_logger"}
-VAL_KEYS = {"val_freq", "save_images"}
+LOGGER_KEYS = {"print_freq", "save_checkpoint_freq", "use_tb_logger", "keep_last", "wandb"}
+VAL_KEYS = {"val_freq", "save_images", "best"}
 
 # What the common numbers may be, by the last part of their key; arguments of plugins are checked by their signatures.
 COUNTS = {
     "total_iter", "print_freq", "save_checkpoint_freq", "val_freq", "batch_size_per_gpu", "r1_every", "landmark_every",
-    "every", "batch_shrink", "ramp_images",
+    "every", "batch_shrink", "ramp_images", "accumulate",
 }  # fmt: skip
 WHOLE = {
     "manual_seed", "num_threads", "num_worker_per_gpu", "warmup_iter", "save_images", "start_iter",
-    "landmark_start_iter", "synthetic_iter",
+    "landmark_start_iter", "synthetic_iter", "keep_last",
 }  # fmt: skip
 FRACTIONS = {"ema_decay", "synthetic_fraction", "degraded_fraction", "mean_decay", "max_p"}
 AMOUNTS = {
     "lr", "weight_decay", "loss_weight", "r1_weight", "landmark_weight", "mesh_weight", "pose_weight", "grad_clip",
-    "point_jitter",
+    "point_jitter", "max_loss",
 }  # fmt: skip
 SWITCHES = {"use_tb_logger", "train_shape"}
-MAY_BE_NONE = {"num_threads", "grad_clip"}
+MAY_BE_NONE = {"num_threads", "grad_clip", "max_loss"}
 
 # Numbers of YAML 1.2 that PyYAML, which reads YAML 1.1, takes for text.
 BARE_EXPONENT = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+")

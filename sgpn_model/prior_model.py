@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from sgpn_arch.registry import MODEL_REGISTRY
 from sgpn_arch.stylegan2_arch import ConcatStyleGAN2Generator
+from sgpn_model import distributed
 from sgpn_model.augment import AdaptiveProbability, Augmentation
 from sgpn_model.losses import nonsaturating_loss, path_lengths, r1_penalty
 from sgpn_model.options import OptionError, check_keys
@@ -97,8 +98,8 @@ class PriorModel(TrainingModel):
         self.update_average(step)
 
     def _seed(self, step: int) -> None:
-        """All randomness of a step comes from the seed, the step and the process: other latents in each, none to store."""
-        entropy = [self.opt.get("manual_seed", 0), step, _rank()]
+        """All randomness comes from the seed, the step, its batch and the process: other latents in each, none to store."""
+        entropy = [self.opt.get("manual_seed", 0), step, self._part, distributed.rank()]
         self.random.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
 
     def _generator_step(self, step: int) -> Tensor:
@@ -157,15 +158,16 @@ class PriorModel(TrainingModel):
     def _r1(self, discriminator: nn.Module, real: Tensor) -> Tensor:
         """Lazy R1 in full precision, through the augmentation, times the interval."""
         images = real.detach().requires_grad_(True)
-        penalty = r1_penalty(discriminator(self._augment(images)), images)
+        with self.uncompiled(discriminator):
+            penalty = r1_penalty(discriminator(self._augment(images)), images)
         self.log["l_r1"] = penalty.item()
         return self.gan["r1_weight"] / 2 * self.gan["r1_every"] * penalty
 
     def _over_processes(self, total: Tensor, count: int) -> tuple[float, float]:
         """A sum and a count, added up over all processes, so that all of them draw the same conclusion."""
         values = torch.tensor([total.item(), count], dtype=torch.float64, device=self.device)
-        if _distributed():
-            distributed.all_reduce(values)
+        if distributed.world_size() > 1:
+            torch.distributed.all_reduce(values)
         return values[0].item(), values[1].item()
 
     # -- validation ---------------------------------------------------------------------------------------------------
@@ -195,14 +197,6 @@ class PriorModel(TrainingModel):
         source = torch.Generator().manual_seed(zlib.crc32(Path(name).name.encode()))
         z = torch.randn(SAMPLES, generator.style_dim, generator=source).to(self.device)
         return generator(z, generator.draw_noise(z, source)).float()
-
-
-def _distributed() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
-
-
-def _rank() -> int:
-    return distributed.get_rank() if _distributed() else 0
 
 
 def _completed(section: Mapping, defaults: dict, where: str) -> dict:

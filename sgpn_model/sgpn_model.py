@@ -200,7 +200,8 @@ class SGPNModel(TrainingModel):
     def _r1(self, discriminator: nn.Module, real: Tensor) -> Tensor:
         """Lazy R1 in full precision, scaled by the interval so that its mean strength does not depend on it."""
         images = real.detach().requires_grad_(True)
-        penalty = r1_penalty(discriminator(images), images)
+        with self.uncompiled(discriminator):
+            penalty = r1_penalty(discriminator(images), images)
         self.log["l_r1"] = penalty.item()
         return self.gan["r1_weight"] / 2 * self.gan["r1_every"] * penalty
 

@@ -11,8 +11,9 @@ import numpy as np
 import yaml
 
 from sgpn_model.image_io import write_picture
-from sgpn_model.options import OptionError, load_options
+from sgpn_model.options import OptionError
 from sgpn_model.pipeline import train
+from sgpn_model.pipeline.options import checked_options
 from sgpn_model.pipeline.report import Scores, heading, picture_grid, write_report
 from sgpn_model.pipeline.test import evaluate
 
@@ -86,7 +87,7 @@ def plan(paths: Sequence[str], output: Path, seeds: Sequence[int], overrides: li
     runs = []
     for seed in seeds:
         for path in paths:
-            options = load_options(path, [*overrides, *_assignments(output, seed)])
+            options, _ = checked_options(path, [*overrides, *_assignments(output, seed)], training=True)
             folder = output / f"seed_{seed}" / options["name"]
             checkpoint = folder / "models" / f"{options['name']}_{options['train']['total_iter']}.safetensors"
             runs.append(Run(options["name"], seed, str(path), options, folder, checkpoint))

@@ -28,7 +28,15 @@ from sgpn_model.options import (
     read_options,
 )
 from sgpn_model.pipeline.common import fill_registries
-from sgpn_model.training_model import COMMON_TRAIN_KEYS, OPTIMIZERS, PRECISIONS, TrainingModel
+from sgpn_model.pipeline.run_log import check_wandb
+from sgpn_model.pipeline.saving import check_best
+from sgpn_model.training_model import (
+    COMMON_TRAIN_KEYS,
+    OPTIMIZERS,
+    PRECISIONS,
+    TrainingModel,
+    check_speed,
+)
 
 REQUIRED = ("name", "model_type", "datasets", "train")
 OPTIMIZER_KEYS = {"type", "lr", "betas", "weight_decay", "eps"}
@@ -128,9 +136,12 @@ def check_training(options: dict, files: bool = True) -> None:
         raise OptionError(f"model_type: unknown name '{options['model_type']}'{known}")
     for key, known in (("precision", PRECISIONS), ("protocol", PROTOCOLS)):
         _check_choice(options, key, known)
+    check_speed(options)
+    check_wandb(_mapping(options, "logger").get("wandb"))
     check_keys(options["datasets"], {"train", "val"}, "datasets")
     if "train" not in options["datasets"]:
         raise OptionError("datasets.train: this section is missing")
+    check_best(options)
     if "total_iter" not in (options["train"] or {}):
         raise OptionError("train.total_iter: this option is missing")
     for phase in options["datasets"]:

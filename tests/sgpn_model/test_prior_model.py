@@ -4,6 +4,7 @@ import json
 import logging
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -240,8 +241,7 @@ class TestAugmentation:
         model = self.model(pictures, tmp_path, augment={"p": 0.4, "every": 1, "ramp_images": 100})
         with torch.no_grad():
             model.networks["network_d"].final_linear[1].bias.fill_(100.0)
-        monkeypatch.setattr("sgpn_model.prior_model._distributed", lambda: True)
-        monkeypatch.setattr("sgpn_model.prior_model._rank", lambda: 0)
+        monkeypatch.setattr("sgpn_model.prior_model.distributed", processes(0, 3))
         others = torch.tensor([-8.0, 8.0], dtype=torch.float64)
         monkeypatch.setattr(torch.distributed, "all_reduce", lambda values: values.add_(others))
         model.feed_data(batch())
@@ -251,9 +251,10 @@ class TestAugmentation:
 
     def test_training_never_shows_the_discriminator_a_plain_picture(self, pictures, tmp_path, monkeypatch):
         model = self.model(pictures, tmp_path, gan={"r1_every": 1})
-        augmented, seen = [], []
+        augmented, seen, discriminator = [], [], model.networks["network_d"]
         monkeypatch.setattr(model, "augmentation", lambda images, *_: augmented.append(images * 1.0) or augmented[-1])
-        model.networks["network_d"].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        forward = discriminator.forward
+        monkeypatch.setattr(discriminator, "forward", lambda images: seen.append(images) or forward(images))
         model.feed_data(batch())
         model.optimize_parameters(0)
         assert len(seen) == 4, "made pictures for the generator; real and made ones, and R1's"
@@ -313,17 +314,33 @@ def test_path_length_penalty_and_its_mean(pictures, tmp_path, monkeypatch):
     assert penalty.item() == pytest.approx(3 * 5 * (0.5**2 + 2.5**2) / 2)
 
 
-def test_steps_and_processes_have_their_own_latents(pictures, tmp_path, monkeypatch):
+def processes(rank, count):
+    return SimpleNamespace(rank=lambda: rank, world_size=lambda: count)
+
+
+def test_steps_their_batches_and_processes_have_their_own_latents(pictures, tmp_path, monkeypatch):
     model = build_model(prior_options(pictures, tmp_path))
     drawn = {}
-    for step, rank in ((0, 0), (1, 0), (0, 1)):
-        monkeypatch.setattr("sgpn_model.prior_model._rank", lambda rank=rank: rank)
+    for step, part, rank in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)):
+        monkeypatch.setattr("sgpn_model.prior_model.distributed", processes(rank, 2))
+        model._part = part
         model._seed(step)
-        drawn[step, rank] = model._latents(4)
+        drawn[step, part, rank] = model._latents(4)
         torch.rand(2)
         model._seed(step)
-        assert torch.equal(drawn[step, rank], model._latents(4))
-    assert len({tuple(z.flatten().tolist()) for z in drawn.values()}) == 3
+        assert torch.equal(drawn[step, part, rank], model._latents(4))
+    assert len({tuple(z.flatten().tolist()) for z in drawn.values()}) == 4
+
+
+def test_a_step_of_two_batches(pictures, tmp_path):
+    """Both count for p, and the networks move once."""
+    options = prior_options(pictures, tmp_path, augment={"p": 0.3, "target": -1.0, "every": 1, "ramp_images": 100})
+    model = build_model(options)
+    log = model.train_step([batch(), batch()], 0)
+    assert all(math.isfinite(value) for value in log.values())
+    assert model.adaptive.p == pytest.approx(0.38)
+    for optimizer in model.optimizers.values():
+        assert {state["step"].item() for state in optimizer.state.values()} == {1}
 
 
 def test_samples_depend_on_the_item_alone(pictures, tmp_path):
