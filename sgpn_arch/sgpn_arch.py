@@ -21,6 +21,7 @@ from sgpn_arch.layers import (
     quick_layout,
     resolutions,
 )
+from sgpn_arch.prepared import PreparedSGPN
 from sgpn_arch.registry import ARCH_REGISTRY
 from sgpn_arch.released import load_sgpn, sgpn_options
 
@@ -114,6 +115,14 @@ class SGPN(nn.Module):
         w = self.mapping(torch.cat([*latents, coeffs.to(latents[0].dtype)], dim=1))
         image, masks = self.decoder(w, features_lq, features_3d)
         return (image, masks) if return_masks else image
+
+    def prepare(self, precision: str = "auto") -> "PreparedSGPN":
+        """The same network made ready for inference: called alike, without gradients, several times faster.
+
+        Args:
+            precision: "fp32", "bf16", "fp16" (CUDA only) or "auto"; see :func:`sgpn_arch.prepared.choose_precision`.
+        """
+        return PreparedSGPN(self, precision)
 
     def _encode(self, lq, render):
         """Encodes both branches; features are resolution -> (N, C, r, r), None for a branch that is not there."""
