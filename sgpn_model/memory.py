@@ -1,0 +1,25 @@
+"""What a command tells the C library about memory, so that large tensors are not paid for again and again."""
+
+import ctypes
+import sys
+
+# glibc's names for mallopt, from malloc.h.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+
+
+def keep_freed_memory() -> bool:
+    """Lets the process keep the memory that tensors free, for the next ones; returns whether the C library can.
+
+    glibc takes every large block from the kernel and gives it back at once, and the kernel fills each anew with zeros, page
+    by page: on a CPU that costs more than the arithmetic of activations, losses and optimisers. Kept memory counts as
+    the process's until it ends, so this is for commands, not for importing the library. Elsewhere than on glibc nothing
+    happens.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # musl has none
+        return False
+    mallopt.argtypes, mallopt.restype = [ctypes.c_int, ctypes.c_int], ctypes.c_int
+    settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 64 << 20}
+    return all([mallopt(name, value) for name, value in settings.items()])
