@@ -110,7 +110,7 @@ class SGPN(nn.Module):
         Raises:
             ValueError: an input is missing or has the wrong shape.
         """
-        self._check_inputs(lq, render, coeffs)
+        self.check_inputs(lq, render, coeffs)
         features_lq, features_3d, latents = self._encode(lq, render)
         w = self.mapping(torch.cat([*latents, coeffs.to(latents[0].dtype)], dim=1))
         image, masks = self.decoder(w, features_lq, features_3d)
@@ -138,7 +138,8 @@ class SGPN(nn.Module):
         pairs = {r: both.chunk(2) for r, both in features.items()}
         return {r: p[0] for r, p in pairs.items()}, {r: p[1] for r, p in pairs.items()}, latent.chunk(2)
 
-    def _check_inputs(self, lq, render, coeffs):
+    def check_inputs(self, lq, render, coeffs):
+        """Raises ValueError as :meth:`forward` does."""
         check_image("lq", lq, self.size)
         if tuple(coeffs.shape) != (len(lq), self.coeff_dim):
             raise ValueError(f"coeffs has shape {tuple(coeffs.shape)}; expected ({len(lq)}, {self.coeff_dim})")
