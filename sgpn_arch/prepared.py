@@ -81,7 +81,9 @@ class CPUEngine:
 
     def __call__(self, lq, render, coeffs, wanted: str):
         with self.busy, torch.autocast("cpu", enabled=False):
-            faces = [self._face(*face, wanted) for face in zip(lq, render if self.uses_render else lq, coeffs, strict=True)]
+            faces = [
+                self._face(*face, wanted) for face in zip(lq, render if self.uses_render else lq, coeffs, strict=True)
+            ]
         resolutions = self.decoder.resolutions[1:]
         maps = {r: zip(*(masks.at(r) for _, masks in faces), strict=True) for r in resolutions}
         return torch.cat([picture for picture, _ in faces]), {r: [torch.cat(m) for m in maps[r]] for r in resolutions}

@@ -20,11 +20,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sgpn_arch.fusion_arch import AFFB, LQOnly, SumFusion
+from sgpn_arch.ops.cpu_winograd import TILE, convolve_rows, transform_kernel
 from sgpn_arch.ops.fused_leaky_relu import GAIN, SLOPE
 
 # Bytes of activations that a step works on at a time: about what the caches hold. Upsampling computes two rows of its
 # input twice at every seam, and so takes larger strips.
-STRIP_BYTES, UPSAMPLING_STRIP_BYTES = 4 << 20, 16 << 20
+STRIP_BYTES, WINOGRAD_STRIP_BYTES, UPSAMPLING_STRIP_BYTES = 4 << 20, 8 << 20, 16 << 20
+# From this resolution on Winograd's filtering is quicker than the plain convolution (measured), in float32; the
+# transforms of bfloat16 numbers would cost too many digits.
+WINOGRAD_FROM = 32
 # Zero rows around the encoder's features (its blur reads two) and the decoder's (its convolutions read one).
 ENCODER_BORDER, DECODER_BORDER = 2, 1
 
@@ -52,16 +56,17 @@ class Workspace:
         return canvas
 
 
-def strips(height: int, bytes_per_row: int, most: int = STRIP_BYTES) -> Iterator[tuple[int, int]]:
-    """First and last + 1 row of each strip of a picture."""
-    rows = max(1, most // bytes_per_row)
+def strips(canvas: Tensor, border: int, about: int) -> Iterator[tuple[int, int]]:
+    """First and last + 1 of the rows within the border, for each strip of a canvas that is ``about`` so many bytes."""
+    height, rows = len(canvas) - 2 * border, max(1, about // canvas[0].nbytes)
     for start in range(0, height, rows):
         yield start, min(start + rows, height)
 
 
 def nchw(rows: Tensor) -> Tensor:
     """(rows, columns, C) -> the same memory as (1, C, rows, columns) in channels_last."""
-    return rows.permute(2, 0, 1).unsqueeze(0)
+    # In this order of steps PyTorch sees that it is channels_last.
+    return rows.unsqueeze(0).permute(0, 3, 1, 2)
 
 
 def flat(rows: Tensor) -> Tensor:
@@ -127,7 +132,7 @@ class PreparedEncoder:
     def _from_rgb(self, picture: Tensor, canvas: Tensor) -> Tensor:
         pixels = picture.permute(1, 2, 0).to(self.work.dtype).contiguous()
         inside = canvas[ENCODER_BORDER:-ENCODER_BORDER]
-        for a, b in strips(len(pixels), inside[0].nbytes):
+        for a, b in strips(canvas, ENCODER_BORDER, STRIP_BYTES):
             rows = flat(inside[a:b])
             torch.addmm(self.first_bias, flat(pixels[a:b]), self.first, out=rows)
             functional.leaky_relu_(rows, SLOPE)
@@ -137,7 +142,7 @@ class PreparedEncoder:
         """Blur, convolution with stride 2 and activation: out row i reads rows 2i - 2 to 2i + 3 of the canvas ``above``."""
         blur, weight, bias = stage
         inside = canvas[ENCODER_BORDER:-ENCODER_BORDER]
-        for a, b in strips(len(inside), 2 * above[0].nbytes):
+        for a, b in strips(canvas, ENCODER_BORDER, STRIP_BYTES):
             blurred = functional.conv2d(nchw(above[2 * a : 2 * b + 4]), blur, padding=(0, 2), groups=len(blur))
             leaky_relu(from_nchw(functional.conv2d(blurred, weight, bias, stride=2)), out=flat(inside[a:b]))
         return canvas
@@ -185,21 +190,27 @@ PREPARED_FUSIONS = {AFFB: PreparedAFFB, SumFusion: PreparedSum, LQOnly: Prepared
 
 
 class PreparedStyledConv:
-    """:class:`sgpn_arch.layers.StyledConv` whose input is already scaled by its style.
+    """:class:`sgpn_arch.layers.StyledConv` for an input that its style has already scaled.
 
     Args:
-        layer: the layer. next_layer: the one that reads its output, whose style scales it; None for the last.
-        to_rgb: the ToRGB that reads its output, or None.
+        layer: the layer. resolution: height and width of its output.
     """
 
-    def __init__(self, layer: nn.Module, work: Workspace):
+    def __init__(self, layer: nn.Module, resolution: int, work: Workspace):
         self.work = work
         conv = layer.conv
         weight = (conv.weight * conv.scale).detach()
-        self.channels = len(weight)
-        self.upsamples = conv.blur is not None
-        self.weight = kernel(weight.transpose(0, 1) if self.upsamples else weight, work.dtype)
-        self.blur = depthwise(conv.blur, self.channels, work.dtype) if self.upsamples else None
+        self.channels, self.in_channels = weight.shape[:2]
+        if conv.blur is not None:
+            self.hidden_strips = self._upsampled_strips
+            self.weight = kernel(weight.transpose(0, 1), work.dtype)
+            self.blur = depthwise(conv.blur, self.channels, work.dtype)
+        elif work.dtype == torch.float32 and resolution >= WINOGRAD_FROM:
+            self.hidden_strips = self._winograd_strips
+            self.weight = transform_kernel(weight)
+        else:
+            self.hidden_strips = self._plain_strips
+            self.weight = kernel(weight, work.dtype)
         self.energy = weight.float().square().sum(dim=(2, 3)).t().contiguous()
         self.modulation = conv.modulation
         self.fusion = layer.fusion
@@ -213,15 +224,25 @@ class PreparedStyledConv:
         style = self.modulation(w)
         return style[0].to(self.work.dtype), torch.rsqrt(style.square() @ self.energy + 1e-8)[0].to(self.work.dtype)
 
-    def hidden_strips(self, x: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-        """The convolution of the canvas ``x``: rows from, to, and what they are (P, C), not yet demodulated."""
-        height, width = len(x) - 2 * DECODER_BORDER, x.shape[1]
-        if not self.upsamples:
-            for a, b in strips(height, 2 * self.channels * width * x.itemsize):
-                yield a, b, from_nchw(functional.conv2d(nchw(x[a : b + 2]), self.weight, padding=(0, 1)))
-            return
-        for a, b in strips(height, 4 * self.channels * width * x.itemsize, UPSAMPLING_STRIP_BYTES):
-            # The first row misses what the row above the strip would add; nobody reads it.
+    # Each of these gives the convolution of the canvas x (H + 2, W, Cin) strip by strip: rows from, to, and what they are,
+    # (P, C), not yet demodulated. `hidden_strips` is the one that fits the layer.
+
+    def _plain_strips(self, x: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+        for a, b in strips(x, DECODER_BORDER, max(STRIP_BYTES, self.weight.nbytes)):
+            yield a, b, from_nchw(functional.conv2d(nchw(x[a : b + 2]), self.weight, padding=(0, 1)))
+
+    def _winograd_strips(self, x: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+        for a, b in strips(x, DECODER_BORDER, WINOGRAD_STRIP_BYTES):
+            rows, tiles = b - a, x.shape[1] // TILE
+            inputs = self.work.take("winograd_inputs", 6, rows + 2, tiles, self.in_channels)
+            products = self.work.take("winograd_products", 6, rows, tiles, self.channels)
+            hidden = self.work.take("hidden", rows, x.shape[1], self.channels)
+            convolve_rows(x[a : b + 2], self.weight, (inputs, products), hidden)
+            yield a, b, flat(hidden)
+
+    def _upsampled_strips(self, x: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+        for a, b in strips(x, DECODER_BORDER, max(UPSAMPLING_STRIP_BYTES, self.weight.nbytes)):
+            # The first row lacks what the row above the strip would add; nobody reads it.
             double = functional.conv_transpose2d(nchw(x[a : b + 2]), self.weight, stride=2)[:, :, 1 : 2 * (b - a) + 4]
             blurred = functional.conv2d(double, self.blur, padding=(0, 1), groups=self.channels)
             yield 2 * a, 2 * b, from_nchw(blurred)
@@ -259,9 +280,14 @@ class PreparedDecoder:
     def __init__(self, decoder: nn.Module, work: Workspace):
         self.work = work
         self.input = decoder.input.input.detach()[0].permute(1, 2, 0).to(work.dtype)
-        self.convs = [PreparedStyledConv(layer, work) for layer in (decoder.first_conv, *decoder.convs)]
-        self.to_rgbs = [PreparedToRGB(layer, work) for layer in (decoder.first_to_rgb, *decoder.to_rgbs)]
         self.resolutions = decoder.resolutions
+        layers = (decoder.first_conv, *decoder.convs)
+        self.convs = [PreparedStyledConv(layer, self._resolution(i), work) for i, layer in enumerate(layers)]
+        self.to_rgbs = [PreparedToRGB(layer, work) for layer in (decoder.first_to_rgb, *decoder.to_rgbs)]
+
+    def _resolution(self, layer: int) -> int:
+        """Of a styled convolution's output: one at the coarsest scale, two at each further one."""
+        return self.resolutions[(layer + 1) // 2]
 
     def __call__(self, w: Tensor, lq: dict[int, Tensor], render: dict[int, Tensor] | None, masks: "Masks") -> Tensor:
         """w (1, style_dim) and canvases of features -> the picture (1, 3, S, S), float32; ``masks`` gets the masks."""
@@ -270,7 +296,7 @@ class PreparedDecoder:
         torch.mul(self.input, styles[0][0], out=x[DECODER_BORDER:-DECODER_BORDER])
         picture = None
         for i, conv in enumerate(self.convs):
-            size = self.resolutions[(i + 1) // 2]
+            size = self._resolution(i)
             features = lq[size], None if render is None else render[size]
             source = self._fused_strips(conv, x, styles[i][1], features, masks)
             # Layers read one buffer and write the other; nobody reads what the last one writes.
@@ -299,7 +325,7 @@ class PreparedDecoder:
 
     def _fused_whole(self, conv, x, demodulation, lq, render, masks: "Masks"):
         """The same for a fusion that we know nothing about, a plugin's: it sees the whole maps."""
-        whole = self.work.take("hidden", *lq.shape)
+        whole = self.work.take("whole", *lq.shape)
         for a, b, hidden in conv.hidden_strips(x):
             torch.mul(hidden, demodulation, out=flat(whole[a:b]))
         maps = (nchw(whole), nchw(lq), None if render is None else nchw(render))
