@@ -1,6 +1,7 @@
 """SGPN made ready for inference: the same function of the same inputs, computed as fast as the device allows."""
 
 import threading
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,7 @@ class CPUEngine:
         self.encoder = PreparedEncoder(network.encoder, work)
         own = network.render_encoder
         self.render_encoder = self.encoder if own is None else PreparedEncoder(own, work)
-        self.mapping = network.mapping
+        self.mapping = deepcopy(network.mapping)
         self.decoder = PreparedDecoder(network.decoder, work)
         self.uses_render, self.size = network.uses_render, network.size
         self.busy = threading.Lock()

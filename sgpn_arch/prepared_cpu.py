@@ -14,6 +14,7 @@ Faces are computed one after the other: a batch gains nothing on a CPU, and memo
 """
 
 from collections.abc import Iterator
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +110,7 @@ class PreparedEncoder:
         self.first = (first.conv.weight * first.conv.scale * GAIN).detach()[:, :, 0, 0].t().to(work.dtype).contiguous()
         self.first_bias = (first.bias * GAIN).detach().to(work.dtype)
         self.stages = [self._stage(stage) for stage in rest]
-        self.to_latent = encoder.to_latent
+        self.to_latent = deepcopy(encoder.to_latent)
 
     def _stage(self, stage) -> tuple[Tensor, Tensor, Tensor]:
         dtype, conv = self.work.dtype, stage.conv
@@ -177,7 +178,7 @@ class PreparedAFFB(PreparedFusion):
         super().__init__(fusion, work)
         weight = (fusion.mask.weight * fusion.mask.scale).detach()[:, :, 0, 0].t()
         self.hidden, self.lq, self.render = (part.to(work.dtype).contiguous() for part in weight.chunk(3))
-        self.bias = fusion.mask.bias.detach().to(work.dtype)
+        self.bias = fusion.mask.bias.detach().to(work.dtype, copy=True)
 
     def __call__(self, hidden, demodulation, lq, render):
         mask, fused = (self.work.take(name, *lq.shape) for name in ("mask", "fused"))
@@ -212,10 +213,10 @@ class PreparedStyledConv:
             self.hidden_strips = self._plain_strips
             self.weight = kernel(weight, work.dtype)
         self.energy = weight.float().square().sum(dim=(2, 3)).t().contiguous()
-        self.modulation = conv.modulation
-        self.fusion = layer.fusion
+        self.modulation = deepcopy(conv.modulation)
         prepare = PREPARED_FUSIONS.get(type(layer.fusion))
         self.prepared_fusion = prepare and prepare(layer.fusion, work)
+        self.plugin_fusion = None if prepare else deepcopy(layer.fusion).eval()
         self.gain = (layer.weight.detach() * GAIN).to(work.dtype)
         self.biases = (layer.bias.detach() * GAIN).to(work.dtype).chunk(2)
 
@@ -260,8 +261,8 @@ class PreparedToRGB:
     def __init__(self, layer: nn.Module, work: Workspace):
         self.work = work
         self.weight = (layer.conv.weight * layer.conv.scale).detach()[:, :, 0, 0].t().float()
-        self.modulation = layer.conv.modulation
-        self.bias = layer.bias.detach().flatten().float()
+        self.modulation = deepcopy(layer.conv.modulation)
+        self.bias = layer.bias.detach().flatten().float().clone()
         self.upsample = layer.upsample
 
     def matrix(self, w: Tensor) -> Tensor:
@@ -279,7 +280,7 @@ class PreparedDecoder:
 
     def __init__(self, decoder: nn.Module, work: Workspace):
         self.work = work
-        self.input = decoder.input.input.detach()[0].permute(1, 2, 0).to(work.dtype)
+        self.input = decoder.input.input.detach()[0].permute(1, 2, 0).to(work.dtype, copy=True)
         self.resolutions = decoder.resolutions
         layers = (decoder.first_conv, *decoder.convs)
         self.convs = [PreparedStyledConv(layer, self._resolution(i), work) for i, layer in enumerate(layers)]
@@ -330,7 +331,7 @@ class PreparedDecoder:
             torch.mul(hidden, demodulation, out=flat(whole[a:b]))
         maps = (nchw(whole), nchw(lq), None if render is None else nchw(render))
         with torch.autocast("cpu", self.work.dtype, enabled=self.work.dtype != torch.float32):
-            fused, mask = conv.fusion(*maps)
+            fused, mask = conv.plugin_fusion(*maps)
         if mask is not None:
             masks.add(mask[0].permute(1, 2, 0), 0, len(lq))
         return 0, len(lq), flat(whole), torch.ones_like(demodulation), from_nchw(fused.to(self.work.dtype))
