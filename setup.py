@@ -1,5 +1,6 @@
 """Package metadata of sgpn: what is installed, what it needs, and the console command."""
 
+import os
 import re
 from pathlib import Path
 
@@ -11,6 +12,32 @@ VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "sgpn.py").read_text(enc
 TRAIN = ["tensorboard"]
 METRICS = ["lpips>=0.1.4", "matplotlib>=3.8", "torch-fidelity>=0.3"]
 TEST = TRAIN + METRICS + ["pytest>=8", "hypothesis>=6", "torchmetrics>=1.4"]
+
+
+def cuda_kernels() -> dict:
+    """What setup() needs to build the CUDA kernels now and not on first use: ``SGPN_BUILD_CUDA=1``.
+
+    They are compiled against the PyTorch that is installed, which pip must not hide: ``pip install --no-build-isolation``.
+    ``TORCH_CUDA_ARCH_LIST="8.0;9.0"`` says for which GPUs, where those are not in this machine.
+    """
+    if os.environ.get("SGPN_BUILD_CUDA") != "1":
+        return {}
+    try:
+        from torch.utils.cpp_extension import BuildExtension, CUDAExtension
+    except ImportError as error:
+        raise SystemExit(
+            f"SGPN_BUILD_CUDA=1 compiles against PyTorch, which cannot be imported ({error}): "
+            "install it first, and then this package with `pip install --no-build-isolation`"
+        ) from error
+    folder = "sgpn_arch/ops/csrc"
+    kernels = CUDAExtension(
+        "sgpn_arch.ops._kernels",
+        [f"{folder}/kernels.cu", f"{folder}/binding.cpp"],
+        extra_compile_args={"cxx": ["-O2"], "nvcc": ["-O3"]},
+    )
+    # It registers operators and is no Python module: one file for all versions of Python.
+    return {"ext_modules": [kernels], "cmdclass": {"build_ext": BuildExtension.with_options(no_python_abi_suffix=True)}}
+
 
 setup(
     name="sgpn",
@@ -24,7 +51,7 @@ setup(
     # data/ is called sgpn_data when installed: "data" would collide with every other project's folder.
     packages=find_packages(include=["sgpn_arch", "sgpn_arch.*", "sgpn_model", "sgpn_model.*"]) + ["sgpn_data"],
     package_dir={"sgpn_data": "data"},
-    package_data={"sgpn_arch": ["assets/*"], "sgpn_model": ["weights/*"]},
+    package_data={"sgpn_arch": ["assets/*", "ops/csrc/*"], "sgpn_model": ["weights/*"]},
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",
@@ -53,4 +80,5 @@ setup(
         "Programming Language :: Python :: 3.12",
         "Topic :: Scientific/Engineering :: Image Processing",
     ],
+    **cuda_kernels(),
 )

@@ -9,6 +9,7 @@ from torch import nn
 
 from sgpn_arch import find_arch
 from sgpn_arch.layers import EqualConv2d
+from sgpn_arch.ops import masked_blend
 from sgpn_arch.registry import ARCH_REGISTRY
 
 
@@ -54,8 +55,8 @@ class AFFB(Fusion):
         self.mask = EqualConv2d(3 * channels, channels, 1)
 
     def forward(self, hidden, features_lq, features_3d):
-        mask = torch.sigmoid(self.mask(torch.cat([hidden, features_lq, features_3d], dim=1)))
-        return torch.lerp(features_3d, features_lq, mask), mask
+        logits = self.mask(torch.cat([hidden, features_lq, features_3d], dim=1))
+        return masked_blend(logits, features_lq, features_3d)
 
 
 @ARCH_REGISTRY.register()

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from sgpn_arch.ops import fir_kernel, fused_leaky_relu, upfirdn2d, upsample2d
+from sgpn_arch.ops import concat_leaky_relu, fir_kernel, fused_leaky_relu, upfirdn2d, upsample2d
 
 MIN_SIZE, MAX_SIZE = 64, 1024
 
@@ -251,8 +251,7 @@ class StyledConv(nn.Module):
         """(N, Cin, r, r), w, features (N, Cout, r', r') -> output (N, 2 Cout, r', r') and the fusion's mask or None."""
         hidden = self.conv(x, w)
         fused, mask = self.fusion(hidden, features_lq, features_3d)
-        out = torch.cat([hidden, fused * self.weight.to(fused.dtype)], dim=1)
-        return fused_leaky_relu(out, self.bias), mask
+        return concat_leaky_relu(hidden, fused, self.weight, self.bias), mask
 
 
 class ToRGB(nn.Module):

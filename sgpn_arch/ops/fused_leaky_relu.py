@@ -1,4 +1,4 @@
-"""Fused leaky ReLU: bias, leaky ReLU and gain in one call.
+"""Fused leaky ReLU: bias, leaky ReLU and gain in one call; also of a concatenation, which is then never stored.
 
 ``y = gain * leaky_relu(x + bias)``, the activation of StyleGAN2 (Karras et al. 2020), whose gain of sqrt(2) keeps
 the variance of a signal that lost its negative half.
@@ -8,6 +8,8 @@ import math
 
 import torch
 from torch.nn import functional
+
+from sgpn_arch.ops import library
 
 SLOPE = 0.2
 GAIN = math.sqrt(2)
@@ -30,7 +32,175 @@ def fused_leaky_relu(x: torch.Tensor, bias: torch.Tensor, slope: float = SLOPE, 
     """
     if bias.shape != x.shape[1:2]:
         raise ValueError(f"fused_leaky_relu: bias has shape {tuple(bias.shape)}, x has {x.shape[1]} channels")
+    if library.has_pointwise_kernel(x):
+        return torch.ops.sgpn.fused_leaky_relu(x, bias.to(library.wide(x.dtype)), slope, gain)
+    return _plain(x, bias, slope, gain)
+
+
+def concat_leaky_relu(
+    hidden: torch.Tensor,
+    fused: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    slope: float = SLOPE,
+    gain: float = GAIN,
+) -> torch.Tensor:
+    """Returns ``fused_leaky_relu([hidden, weight * fused], bias)``, concatenated along the channels.
+
+    Args:
+        hidden: (N, C, ...) activations.
+        fused: (N, D, ...) activations.
+        weight: (1,) factor on ``fused``, used in its type.
+        bias, slope, gain: as :func:`fused_leaky_relu`'s; (C + D,) biases.
+
+    Returns:
+        (N, C + D, ...), of the wider type of the two.
+
+    Raises:
+        ValueError: ``bias`` does not have one value per channel.
+    """
+    if library.has_pointwise_kernel(hidden):
+        return _concat_kernel(hidden, fused, weight, bias, slope, gain)
+    return fused_leaky_relu(torch.cat([hidden, fused * weight.to(fused.dtype)], dim=1), bias, slope, gain)
+
+
+def _plain(x, bias, slope, gain):
     bias = bias.to(x.dtype).reshape(1, -1, *[1] * (x.ndim - 2))
     # A positive gain may be applied before the leaky ReLU, which saves a pass over the activations;
     # the sum is a fresh tensor, so that working in place is safe and saves another.
     return functional.leaky_relu_(torch.add(bias * gain, x, alpha=gain), slope)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same as operators with kernels. Gradients look at the output's sign, as PyTorch's leaky_relu_ does, so that the input
+# need not be kept. With s = gain or gain * slope by that sign, z = s * grad is the gradient of what the bias is added to.
+
+
+def _concat_kernel(hidden, fused, weight, bias, slope, gain):
+    channels = hidden.shape[1] + fused.shape[1]
+    if tuple(bias.shape) != (channels,):
+        raise ValueError(f"concat_leaky_relu: bias has shape {tuple(bias.shape)}, the activations {channels} channels")
+    dtype = torch.promote_types(hidden.dtype, fused.dtype)
+    weight, bias = weight.to(library.wide(dtype)), bias.to(library.wide(dtype))
+    return torch.ops.sgpn.concat_leaky_relu(hidden.to(dtype), fused.to(dtype), weight, bias, slope, gain)
+
+
+def _plain_concat(hidden, fused, weight, bias, slope, gain):
+    return _plain(torch.cat([hidden, fused * weight.to(fused.dtype)], dim=1), bias, slope, gain)
+
+
+def _channel_sums(x):
+    return x.to(library.wide(x.dtype)).sum(dim=[d for d in range(x.ndim) if d != 1])
+
+
+def _per_channel(values, x):
+    return values.to(x.dtype).reshape(1, -1, *[1] * (x.ndim - 2))
+
+
+def _plain_backward(grad, out, slope, gain):
+    z = torch.where(out > 0, grad * gain, grad * (gain * slope))
+    return z, _channel_sums(z)
+
+
+def _plain_concat_backward(grad, out, fused, weight, slope, gain):
+    z, grad_bias = _plain_backward(grad, out, slope, gain)
+    above, below = z.split([out.shape[1] - fused.shape[1], fused.shape[1]], dim=1)
+    grad_weight = (below.to(weight.dtype) * fused.to(weight.dtype)).sum().reshape(weight.shape)
+    return above, below * weight.to(below.dtype), grad_weight, grad_bias
+
+
+def _save_output(ctx, inputs, output):
+    ctx.save_for_backward(output)
+    ctx.slope, ctx.gain = inputs[-2:]
+
+
+def _backward(ctx, grad):
+    return *torch.ops.sgpn.fused_leaky_relu_backward(grad, *ctx.saved_tensors, ctx.slope, ctx.gain), None, None
+
+
+def _save_sign(ctx, inputs, output):
+    ctx.save_for_backward(inputs[1])
+    ctx.slope, ctx.gain = inputs[-2:]
+
+
+def _second_backward(ctx, second_z, second_bias):
+    (out,) = ctx.saved_tensors
+    second = second_z + _per_channel(second_bias, second_z)
+    return torch.ops.sgpn.fused_leaky_relu_backward(second, out, ctx.slope, ctx.gain)[0], None, None, None
+
+
+def _save_concat(ctx, inputs, output):
+    ctx.save_for_backward(output, inputs[1], inputs[2])
+    ctx.slope, ctx.gain = inputs[-2:]
+
+
+def _concat_backward(ctx, grad):
+    grads = torch.ops.sgpn.concat_leaky_relu_backward(grad, *ctx.saved_tensors, ctx.slope, ctx.gain)
+    return *grads, None, None
+
+
+def _save_concat_sign(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:4])
+    ctx.slope, ctx.gain = inputs[-2:]
+
+
+def _second_concat_backward(ctx, second_hidden, second_fused, second_weight, second_bias):
+    grad, out, fused, weight = ctx.saved_tensors
+    through = torch.ops.sgpn.fused_leaky_relu_backward
+    below = through(grad, out, ctx.slope, ctx.gain)[0][:, out.shape[1] - fused.shape[1] :]
+    second_below = second_fused * weight.to(fused.dtype) + fused * second_weight.to(fused.dtype)
+    second = torch.cat([second_hidden, second_below], dim=1) + _per_channel(second_bias, out)
+    to_weight = (second_fused.to(weight.dtype) * below.to(weight.dtype)).sum().reshape(weight.shape)
+    return (
+        through(second, out, ctx.slope, ctx.gain)[0],
+        None,
+        below * second_weight.to(below.dtype),
+        to_weight,
+        None,
+        None,
+    )
+
+
+def _like_concat(hidden, fused, *_):
+    return library.empty(hidden, (hidden.shape[0], hidden.shape[1] + fused.shape[1], *hidden.shape[2:]))
+
+
+def _like_backward(grad, out, *_):
+    return library.empty(out), out.new_empty(out.shape[1], dtype=library.wide(out.dtype))
+
+
+def _like_concat_backward(grad, out, fused, weight, *_):
+    hidden = library.empty(out, (out.shape[0], out.shape[1] - fused.shape[1], *out.shape[2:]))
+    bias = out.new_empty(out.shape[1], dtype=library.wide(out.dtype))
+    return hidden, library.empty(out, fused.shape), torch.empty_like(weight), bias
+
+
+library.declare(
+    "fused_leaky_relu(Tensor x, Tensor bias, float slope, float gain) -> Tensor",
+    plain=_plain,
+    like=lambda x, *_: library.empty(x),
+    setup_context=_save_output,
+    backward=_backward,
+)
+library.declare(
+    "fused_leaky_relu_backward(Tensor grad, Tensor out, float slope, float gain) -> (Tensor, Tensor)",
+    plain=_plain_backward,
+    like=_like_backward,
+    setup_context=_save_sign,
+    backward=_second_backward,
+)
+library.declare(
+    "concat_leaky_relu(Tensor hidden, Tensor fused, Tensor weight, Tensor bias, float slope, float gain) -> Tensor",
+    plain=_plain_concat,
+    like=_like_concat,
+    setup_context=_save_concat,
+    backward=_concat_backward,
+)
+library.declare(
+    "concat_leaky_relu_backward(Tensor grad, Tensor out, Tensor fused, Tensor weight, float slope, float gain)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    plain=_plain_concat_backward,
+    like=_like_concat_backward,
+    setup_context=_save_concat_sign,
+    backward=_second_concat_backward,
+)

@@ -7,13 +7,15 @@ negative), convolve every channel with one small kernel, keep every ``down``-th 
 import torch
 from torch.nn import functional
 
+from sgpn_arch.ops import library
+
 BLUR_TAPS = (1.0, 3.0, 3.0, 1.0)
 
 
 def fir_kernel(taps: tuple[float, ...] = BLUR_TAPS, gain: float = 1.0) -> torch.Tensor:
     """Returns the (k, k) float32 outer product of ``taps`` with themselves, which sums to ``gain``."""
     line = torch.tensor(taps, dtype=torch.float32)
-    kernel = torch.outer(line, line)
+    kernel = line[:, None] * line
     return kernel * (gain / kernel.sum())
 
 
@@ -32,6 +34,8 @@ def upfirdn2d(
     Returns:
         (N, C, H', W') with ``H' = (H * up + pad[0] + pad[1] - k) // down + 1``, and W' alike.
     """
+    if library.has_kernel(x):
+        return _kernel(x, kernel, up, down, pad)
     channels, taps = x.shape[1], kernel.shape[-1]
     kernel = kernel.detach().to(device=x.device, dtype=x.dtype)
     with torch.autocast(x.device.type, enabled=False):
@@ -63,3 +67,50 @@ def downsample2d(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
 
 def _pad(x: torch.Tensor, pad: tuple[int, int]) -> torch.Tensor:
     return x if pad == (0, 0) else functional.pad(x, pad * 2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The same as an operator with a kernel. It is told the result's size and the zeros before an axis; how many zeros follow is
+# then plain: out[o] = sum over i of x[i] * flipped[i * up - o * down + pad]. Read from x's side, the same sum with up and
+# down exchanged, the kernel not flipped (`correlate`) and taps - 1 - pad zeros is the gradient, so that one kernel serves all.
+
+
+def _kernel(x, kernel, up, down, pad):
+    taps = kernel.shape[-1]
+    height, width = ((side * up + sum(pad) - taps) // down + 1 for side in x.shape[2:])
+    kernel = kernel.detach().to(device=x.device, dtype=library.wide(x.dtype))
+    return torch.ops.sgpn.upfirdn2d(x, kernel, up, down, pad[0], height, width, False)
+
+
+def _plain(x, kernel, up, down, pad, height, width, correlate):
+    taps = kernel.shape[-1]
+    kernel = (kernel.flip(0, 1) if correlate else kernel).to(x.dtype)
+    after = [(out - 1) * down + taps - side * up - pad for out, side in ((height, x.shape[2]), (width, x.shape[3]))]
+    # One padding after both axes, and what is too much cut off.
+    return upfirdn2d(x, kernel, up, down, (pad, max(after)))[:, :, :height, :width]
+
+
+def _like(x, kernel, up, down, pad, height, width, correlate):
+    return library.empty(x, (*x.shape[:2], height, width))
+
+
+def _save(ctx, inputs, output):
+    x, kernel, ctx.up, ctx.down, ctx.pad, _, _, ctx.correlate = inputs
+    ctx.size = x.shape[2:]
+    ctx.save_for_backward(kernel)
+
+
+def _backward(ctx, grad):
+    (kernel,) = ctx.saved_tensors
+    pad = kernel.shape[-1] - 1 - ctx.pad
+    grad_x = torch.ops.sgpn.upfirdn2d(grad, kernel, ctx.down, ctx.up, pad, *ctx.size, not ctx.correlate)
+    return grad_x, *[None] * 7
+
+
+library.declare(
+    "upfirdn2d(Tensor x, Tensor kernel, int up, int down, int pad, SymInt height, SymInt width, bool correlate) -> Tensor",
+    plain=_plain,
+    like=_like,
+    setup_context=_save,
+    backward=_backward,
+)

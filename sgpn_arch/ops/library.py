@@ -1,0 +1,193 @@
+"""The operators ``torch.ops.sgpn.*``: how they are declared to PyTorch, and where their CUDA kernels come from.
+
+An operator is declared here with its schema, its plain definition, the shape of its result and its gradient, so that
+autograd, torch.compile, autocast and CUDA graphs know it. Its kernel registers itself when the library built of ``csrc``
+is loaded: one built at install (``SGPN_BUILD_CUDA=1``), else one built on first use where there is a CUDA compiler.
+Without a library, or with ``SGPN_KERNELS=0``, everything is computed by PyTorch's own operations.
+
+Schemas are declared from Python and kernels from C++ (``TORCH_LIBRARY_IMPL``), and not with ``torch.library.custom_op``,
+because a call without gradients then goes through C++ alone: on the CPU it took a quarter of the time.
+"""
+
+import contextlib
+import functools
+import hashlib
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+LOGGER = logging.getLogger("sgpn")
+FOLDER = Path(__file__).parent
+SOURCES = ("kernels.cu", "binding.cpp")
+TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+LOCK_SECONDS = 900
+
+_LIBRARY = torch.library.Library("sgpn", "DEF")
+_wanted = True
+
+
+def declare(
+    schema: str,
+    plain: Callable,
+    like: Callable,
+    setup_context: Callable,
+    backward: Callable,
+) -> None:
+    """Declares ``torch.ops.sgpn.NAME``.
+
+    Args:
+        schema: name, arguments and results, in PyTorch's schema language. A bias, weight or kernel is in the wide type,
+            :func:`wide` of the activations'.
+        plain: computes it with PyTorch's operations; used where there is no kernel.
+        like: the arguments -> empty tensors like the results, for torch.compile.
+        setup_context, backward: as :func:`torch.library.register_autograd` takes them; ``backward`` is made of
+            differentiable operations, so that second gradients work.
+    """
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+    def compute(*args):
+        if args[0].is_cuda:
+            load_kernels()  # for the next call: a compiled program may be the first to come here
+        results, forms = plain(*args), like(*args)
+        if isinstance(results, torch.Tensor):
+            return _as(results, forms)
+        return tuple(_as(result, form) for result, form in zip(results, forms, strict=True))
+
+    _LIBRARY.impl(name, compute, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"sgpn::{name}", like, lib=_LIBRARY)
+    torch.library.register_autograd(f"sgpn::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The type that kernels compute in: float64 for float64, float32 for the others."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def empty(x: torch.Tensor, shape: tuple[int, ...] | None = None) -> torch.Tensor:
+    """An empty tensor of ``x``'s type and layout (channels_last or contiguous), and of ``shape`` or its own."""
+    # The rule is is_channels_last of csrc/binding.cpp.
+    last = x.ndim == 4 and x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
+    layout = torch.channels_last if last else torch.contiguous_format
+    shape = x.shape if shape is None else shape
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+
+
+def _as(x: torch.Tensor, form: torch.Tensor) -> torch.Tensor:
+    return x if x.stride() == form.stride() else form.copy_(x)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which path is taken
+
+
+def has_kernel(x: torch.Tensor) -> bool:
+    """Whether an operator on ``x`` should be ours; the first call on a GPU may build the kernels, about a minute."""
+    # A compiled program calls the operator in any case: what loads kernels is nothing to be traced.
+    return x.is_cuda and _wanted and x.dtype in TYPES and (torch.compiler.is_compiling() or load_kernels())
+
+
+def has_pointwise_kernel(x: torch.Tensor) -> bool:
+    """As :func:`has_kernel`, but not under torch.compile, which fuses plain pointwise operations with their neighbours."""
+    return x.is_cuda and not torch.compiler.is_compiling() and has_kernel(x)
+
+
+@contextlib.contextmanager
+def plain_operations() -> Iterator[None]:
+    """Within it, everything is computed by PyTorch's own operations: to compare with, in tests and benchmarks."""
+    global _wanted
+    before, _wanted = _wanted, False
+    try:
+        yield
+    finally:
+        _wanted = before
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Finding and building the kernels
+
+
+@functools.cache
+def load_kernels() -> bool:
+    """Loads the CUDA kernels, building them if need be; whether they are there. Warns, once, if they cannot be built."""
+    if os.environ.get("SGPN_KERNELS") == "0" or torch.version.cuda is None or not torch.cuda.is_available():
+        return False
+    problem = ""
+    for path in FOLDER.glob("_kernels*.so"):
+        try:
+            torch.ops.load_library(str(path))
+            return True
+        except OSError as error:
+            problem = f"{path.name}, built at install, does not fit this PyTorch ({_reason(error)}); "
+    try:
+        torch.ops.load_library(str(build_kernels()))
+        return True
+    except Exception as error:  # whatever a compiler, a file system or a loader may raise: there is another way
+        warnings.warn(
+            f"sgpn: {problem}the CUDA kernels could not be built: {_reason(error)}. PyTorch's own operations are used, "
+            "which are slower. Install a CUDA toolkit (nvcc) of PyTorch's version "
+            f"{torch.version.cuda} and ninja, or set SGPN_KERNELS=0 to do without and without this warning.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+
+
+def build_kernels() -> Path:
+    """Compiles ``csrc`` into the cache, unless that was done before; returns the library's path.
+
+    The cache is SGPN_HOME, or this platform's folder for caches. Processes that need the same library wait for the first.
+
+    Raises:
+        Exception: whatever went wrong: no compiler, a compiler's error, no place to write to.
+    """
+    from filelock import FileLock
+    from torch.utils import cpp_extension
+
+    folder = _cache_folder() / "kernels" / _build_key()
+    library = folder / "sgpn_kernels.so"
+    if library.exists():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "building", timeout=LOCK_SECONDS):
+        if not library.exists():
+            LOGGER.info("building the CUDA kernels in %s, about a minute, once", folder)
+            # PyTorch's own lock outlives a process that was killed; ours does not, and is held here.
+            (folder / "lock").unlink(missing_ok=True)
+            cpp_extension.load(
+                name=library.stem,
+                sources=[str(FOLDER / "csrc" / source) for source in SOURCES],
+                extra_cflags=["-O2"],
+                extra_cuda_cflags=["-O3"],
+                build_directory=str(folder),
+                is_python_module=False,
+            )
+    return library
+
+
+def _build_key() -> str:
+    """A name for what a library depends on: PyTorch, CUDA, the GPUs' kinds and our sources."""
+    digest = hashlib.sha256()
+    for path in sorted((FOLDER / "csrc").iterdir()):
+        digest.update(path.read_bytes())
+    chips = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    digest.update(os.environ.get("TORCH_CUDA_ARCH_LIST", repr(sorted(chips))).encode())
+    return f"torch{torch.__version__}-cuda{torch.version.cuda}-{digest.hexdigest()[:16]}"
+
+
+def _cache_folder() -> Path:
+    if os.environ.get("SGPN_HOME"):
+        return Path(os.environ["SGPN_HOME"]).expanduser()
+    from platformdirs import user_cache_dir
+
+    return Path(user_cache_dir("sgpn", appauthor=False))
+
+
+def _reason(error: Exception) -> str:
+    """The line of a message that says why: a compiler's first error, else the first line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return next((line for line in lines if "error:" in line or "fatal" in line), lines[0]).strip().rstrip(".:")
