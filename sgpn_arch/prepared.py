@@ -1,6 +1,8 @@
 """SGPN made ready for inference: the same function of the same inputs, computed as fast as the device allows."""
 
 import threading
+from collections import OrderedDict
+from collections.abc import Sequence
 from copy import deepcopy
 
 import torch
@@ -11,6 +13,9 @@ from sgpn_arch.prepared_cpu import Masks, PreparedDecoder, PreparedEncoder, Work
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("auto", *DTYPES)
+
+# How many recorded batch sizes a prepared network keeps on a GPU.
+GRAPHS = 4
 
 
 def choose_precision(name: str, device: torch.device) -> str:
@@ -101,13 +106,64 @@ class CPUEngine:
 
 
 class CUDAEngine:
-    """Runs a batch through the network itself, under autocast and in channels_last."""
+    """Runs a batch through a copy of the network, in channels_last and under autocast, recorded as a CUDA graph.
+
+    A graph replays the batch's kernels without asking Python for each; there is one for every batch size and kind of result,
+    and the latest :data:`GRAPHS` are kept. Its memory is what one batch of that size takes.
+    """
 
     def __init__(self, network: nn.Module, dtype: torch.dtype):
-        self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        copy = deepcopy(network).eval().requires_grad_(False)
+        self.network = copy.to(memory_format=torch.channels_last)
         self.dtype = dtype
+        self.graphs: OrderedDict[tuple, Graph] = OrderedDict()
+        self.busy = threading.Lock()
 
     def __call__(self, lq, render, coeffs, wanted: str):
+        inputs = [x for x in (lq, render if self.network.uses_render else None, coeffs) if x is not None]
+        key = (wanted, *((x.shape, x.dtype) for x in inputs))
+        with self.busy, torch.cuda.device(lq.device):
+            if key not in self.graphs:
+                while len(self.graphs) >= GRAPHS:
+                    self.graphs.popitem(last=False)
+                self.graphs[key] = Graph(
+                    lambda *x: self._run(x[0], x[1] if len(x) > 2 else None, x[-1], wanted), inputs
+                )
+            self.graphs.move_to_end(key)
+            return self.graphs[key](inputs)
+
+    def _run(self, lq, render, coeffs, wanted: str):
         with torch.autocast("cuda", self.dtype, enabled=self.dtype != torch.float32):
+            if wanted == "none":
+                return self.network(lq, render, coeffs), {}
             image, masks = self.network(lq, render, coeffs, return_masks=True)
-        return image, masks if wanted != "none" else {}
+        return image, masks if wanted == "all" else {self.network.size: masks[self.network.size]}
+
+
+class Graph:
+    """A function of CUDA tensors, recorded once for inputs like the given ones and replayed for others."""
+
+    def __init__(self, function, examples: Sequence[Tensor]):
+        self.inputs = [torch.empty_like(x, memory_format=_layout(x)).copy_(x) for x in examples]
+        # Libraries choose their algorithms and take their memory in the first calls, which a recording must not see.
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                function(*self.inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.outputs = function(*self.inputs)
+
+    def __call__(self, inputs: Sequence[Tensor]):
+        """The function's results, in memory of their own."""
+        for own, given in zip(self.inputs, inputs, strict=True):
+            own.copy_(given)
+        self.graph.replay()
+        image, masks = self.outputs
+        return image.clone(), {r: [mask.clone() for mask in pair] for r, pair in masks.items()}
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if x.ndim == 4 else torch.contiguous_format

@@ -2,6 +2,7 @@
 
 import math
 import threading
+from copy import deepcopy
 
 import pytest
 import torch
@@ -212,3 +213,20 @@ def test_winograd_is_the_convolution(height, width, in_channels, out_channels):
     convolve_rows(x, transform_kernel(weight), spaces, out)
     expected = nn.functional.conv2d(x.permute(2, 0, 1)[None], weight, padding=(0, 1))[0].permute(1, 2, 0)
     torch.testing.assert_close(out, expected, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("fusion", ["AFFB", "SumFusion", "LQOnly", "Swirl"])
+@pytest.mark.parametrize(("precision", "at_least"), [("fp32", 70.0), ("bf16", BF16_PSNR), ("fp16", 55.0)])
+def test_gpu_agrees_and_replays(fusion, precision, at_least):
+    net = network(fusion=fusion)
+    ready = deepcopy(net).cuda().prepare(precision)
+    for seed, batch in [(1, 2), (2, 2), (3, 1), (4, 5), (5, 3), (6, 4), (7, 2)]:
+        inputs = faces(batch=batch, seed=seed)
+        image, masks = plain(net, inputs)
+        found, found_masks = ready(*(x.cuda() for x in inputs), return_masks=True)
+        assert psnr(found.cpu(), image) >= at_least
+        for resolution, pair in masks.items():
+            for a, b in zip(found_masks[resolution], pair, strict=True):
+                torch.testing.assert_close(a.float().cpu(), b, atol=0.02, rtol=0)

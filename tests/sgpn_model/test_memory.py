@@ -1,0 +1,36 @@
+"""Freed memory that commands keep: a large tensor made again costs no page faults."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, sys, torch
+from sgpn_model.memory import keep_freed_memory
+kept = sys.argv[1] == "keep" and keep_freed_memory()
+def work():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for size in (16, 12, 8, 4):
+        a = torch.ones(size << 18)
+        b = a * 2
+        c = torch.cat([a, b])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+for _ in range(5):
+    work()
+print(kept, sum(work() for _ in range(10)))
+"""
+
+
+def _run(how):
+    out = subprocess.run([sys.executable, "-c", PROGRAM, how], check=True, capture_output=True, text=True).stdout
+    kept, faults = out.split()
+    return kept == "True", int(faults)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the C library is asked on Linux only")
+def test_kept_memory_is_not_paid_for_again():
+    kept, faults = _run("keep")
+    if not kept:
+        pytest.skip("this C library has no mallopt")
+    assert _run("leave")[1] > 10 * max(faults, 1)
