@@ -85,6 +85,16 @@ def kernel(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
 
 
+def output_phases(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(Cout, Cin, 3, 3) of a transposed convolution with stride 2 -> plain convolutions that make a quarter of its output each.
+
+    The outputs in even rows and columns meet the kernel's corners, 2x2; those in even columns only its middle row, 1x2; those
+    in even rows only its middle column, 2x1; the others its centre.
+    """
+    ends = [2, 0]
+    return weight[:, :, ends][..., ends], weight[:, :, 1:2][..., ends], weight[:, :, ends, 1:2], weight[:, :, 1:2, 1:2]
+
+
 def depthwise(blur: nn.Module, channels: int, dtype: torch.dtype) -> Tensor:
     """A blur's weights (channels, 1, k, k) for a convolution with as many groups as channels."""
     taps = blur.kernel.detach().flip(0, 1)
@@ -204,7 +214,7 @@ class PreparedStyledConv:
         self.channels, self.in_channels = weight.shape[:2]
         if conv.blur is not None:
             self.hidden_strips = self._upsampled_strips
-            self.weight = kernel(weight.transpose(0, 1), work.dtype)
+            self.weights = [kernel(part, work.dtype) for part in output_phases(weight)]
             self.blur = depthwise(conv.blur, self.channels, work.dtype)
         elif work.dtype == torch.float32 and resolution >= WINOGRAD_FROM:
             self.hidden_strips = self._winograd_strips
@@ -242,11 +252,26 @@ class PreparedStyledConv:
             yield a, b, flat(hidden)
 
     def _upsampled_strips(self, x: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-        for a, b in strips(x, DECODER_BORDER, max(UPSAMPLING_STRIP_BYTES, self.weight.nbytes)):
-            # The first row lacks what the row above the strip would add; nobody reads it.
-            double = functional.conv_transpose2d(nchw(x[a : b + 2]), self.weight, stride=2)[:, :, 1 : 2 * (b - a) + 4]
-            blurred = functional.conv2d(double, self.blur, padding=(0, 1), groups=self.channels)
+        for a, b in strips(x, DECODER_BORDER, UPSAMPLING_STRIP_BYTES):
+            double = self._double(x[a : b + 2])
+            blurred = functional.conv2d(nchw(double), self.blur, padding=(0, 1), groups=self.channels)
             yield 2 * a, 2 * b, from_nchw(blurred)
+
+    def _double(self, x: Tensor) -> Tensor:
+        """The transposed convolution: from rows a - 1 to b of a picture to rows 2a - 1 to 2b + 1 of the doubled one."""
+        rows, columns = len(x), x.shape[1]
+        double = self.work.take("double", 2 * rows - 1, 2 * columns + 1, self.channels)
+        both, side, above, one = self.weights
+        double[::2, 1::2] = self._phase(x, one)
+        double[::2, ::2] = self._phase(x, side)
+        double[1::2, 1::2] = self._phase(x, above)
+        double[1::2, ::2] = self._phase(x, both)
+        return double
+
+    @staticmethod
+    def _phase(x: Tensor, weight: Tensor) -> Tensor:
+        found = functional.conv2d(nchw(x), weight, padding=(0, weight.shape[3] - 1))
+        return found[0].permute(1, 2, 0)
 
     def activate(self, hidden: Tensor, demodulation: Tensor, fused: Tensor, out: Tensor) -> None:
         """out (P, 2 C) = fused_leaky_relu([demodulated hidden, weight * F])."""
