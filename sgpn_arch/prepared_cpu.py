@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sgpn_arch.fusion_arch import AFFB, LQOnly, SumFusion
-from sgpn_arch.ops.cpu_winograd import TILE, convolve_rows, transform_kernel
+from sgpn_arch.ops import cpu_winograd
 from sgpn_arch.ops.fused_leaky_relu import GAIN, SLOPE
 
 # Bytes of activations that a step works on at a time: about what the caches hold. Upsampling computes two rows of its
@@ -30,6 +30,8 @@ STRIP_BYTES, WINOGRAD_STRIP_BYTES, UPSAMPLING_STRIP_BYTES = 4 << 20, 8 << 20, 16
 # From this resolution on Winograd's filtering is quicker than the plain convolution (measured), in float32; the
 # transforms of bfloat16 numbers would cost too many digits.
 WINOGRAD_FROM = 32
+# Up to this one it is quicker still in both directions.
+TILES_UP_TO = 256
 # Zero rows around the encoder's features (its blur reads two) and the decoder's (its convolutions read one).
 ENCODER_BORDER, DECODER_BORDER = 2, 1
 
@@ -57,9 +59,12 @@ class Workspace:
         return canvas
 
 
-def strips(canvas: Tensor, border: int, about: int) -> Iterator[tuple[int, int]]:
-    """First and last + 1 of the rows within the border, for each strip of a canvas that is ``about`` so many bytes."""
-    height, rows = len(canvas) - 2 * border, max(1, about // canvas[0].nbytes)
+def strips(canvas: Tensor, border: int, about: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
+    """First and last + 1 of the rows within the border, for each strip of a canvas that is ``about`` so many bytes.
+
+    A strip has a multiple of ``multiple`` rows, if the canvas has.
+    """
+    height, rows = len(canvas) - 2 * border, max(1, about // (canvas[0].nbytes * multiple)) * multiple
     for start in range(0, height, rows):
         yield start, min(start + rows, height)
 
@@ -218,7 +223,8 @@ class PreparedStyledConv:
             self.blur = depthwise(conv.blur, self.channels, work.dtype)
         elif work.dtype == torch.float32 and resolution >= WINOGRAD_FROM:
             self.hidden_strips = self._winograd_strips
-            self.weight = transform_kernel(weight)
+            filtering = cpu_winograd.Tiles if resolution <= TILES_UP_TO else cpu_winograd.Rows
+            self.winograd = filtering(weight)
         else:
             self.hidden_strips = self._plain_strips
             self.weight = kernel(weight, work.dtype)
@@ -243,12 +249,9 @@ class PreparedStyledConv:
             yield a, b, from_nchw(functional.conv2d(nchw(x[a : b + 2]), self.weight, padding=(0, 1)))
 
     def _winograd_strips(self, x: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-        for a, b in strips(x, DECODER_BORDER, WINOGRAD_STRIP_BYTES):
-            rows, tiles = b - a, x.shape[1] // TILE
-            inputs = self.work.take("winograd_inputs", 6, rows + 2, tiles, self.in_channels)
-            products = self.work.take("winograd_products", 6, rows, tiles, self.channels)
-            hidden = self.work.take("hidden", rows, x.shape[1], self.channels)
-            convolve_rows(x[a : b + 2], self.weight, (inputs, products), hidden)
+        for a, b in strips(x, DECODER_BORDER, WINOGRAD_STRIP_BYTES, multiple=cpu_winograd.TILE):
+            hidden = self.work.take("hidden", b - a, x.shape[1], self.channels)
+            self.winograd(x[a : b + 2], self.work.take, hidden)
             yield a, b, flat(hidden)
 
     def _upsampled_strips(self, x: Tensor) -> Iterator[tuple[int, int, Tensor]]:

@@ -6,7 +6,7 @@ is loaded: one built at install (``SGPN_BUILD_CUDA=1``), else one built on first
 Without a library, or with ``SGPN_KERNELS=0``, everything is computed by PyTorch's own operations.
 
 Schemas are declared from Python and kernels from C++ (``TORCH_LIBRARY_IMPL``), and not with ``torch.library.custom_op``,
-because a call without gradients then goes through C++ alone: on the CPU it took a quarter of the time.
+because a call without gradients then goes through C++ alone; ``custom_op`` around the same kernel took 4 us longer.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import functools
 import hashlib
 import logging
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -117,7 +118,7 @@ def load_kernels() -> bool:
     if os.environ.get("SGPN_KERNELS") == "0" or torch.version.cuda is None or not torch.cuda.is_available():
         return False
     problem = ""
-    for path in FOLDER.glob("_kernels*.so"):
+    for path in FOLDER.glob("_kernels.*"):
         try:
             torch.ops.load_library(str(path))
             return True
@@ -158,6 +159,7 @@ def build_kernels() -> Path:
             LOGGER.info("building the CUDA kernels in %s, about a minute, once", folder)
             # PyTorch's own lock outlives a process that was killed; ours does not, and is held here.
             (folder / "lock").unlink(missing_ok=True)
+            _check_compiler(cpp_extension.CUDA_HOME)
             cpp_extension.load(
                 name=library.stem,
                 sources=[str(FOLDER / "csrc" / source) for source in SOURCES],
@@ -167,6 +169,12 @@ def build_kernels() -> Path:
                 is_python_module=False,
             )
     return library
+
+
+def _check_compiler(home: str | None) -> None:
+    nvcc = os.environ.get("PYTORCH_NVCC") or os.path.join(home or "", "bin", "nvcc")
+    if shutil.which(nvcc) is None:
+        raise FileNotFoundError(f"no CUDA compiler was found at {nvcc}")
 
 
 def _build_key() -> str:

@@ -61,6 +61,7 @@ Filter = _structure(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no CUDA compiler (nvcc) is on the path")
 def test_kernels_compile_for_a100_and_h100(tmp_path):
     chips = [f"-gencode=arch=compute_{chip},code=sm_{chip}" for chip in (80, 90)]

@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from sgpn_arch.ops import fused_leaky_relu, library, masked_blend
+from sgpn_arch.fusion_arch import AFFB
+from sgpn_arch.layers import StyledConv
+from sgpn_arch.ops import concat_leaky_relu, fused_leaky_relu, library, masked_blend, upfirdn2d
 
 
 @pytest.fixture
@@ -19,6 +23,9 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setenv("SGPN_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
     (tmp_path / "csrc").mkdir()
+    nvcc = tmp_path / "nvcc"
+    nvcc.touch(mode=0o755)
+    monkeypatch.setenv("PYTORCH_NVCC", str(nvcc))
     (tmp_path / "csrc" / "kernels.cu").write_text("first")
     monkeypatch.setattr(library, "FOLDER", tmp_path)
     loaded = []
@@ -108,6 +115,13 @@ def test_failed_build_is_one_warning_and_plain_operations(gpu, monkeypatch):
         assert not library.load_kernels()
 
 
+def test_missing_compiler_is_said(gpu, builds, monkeypatch):
+    monkeypatch.setenv("PYTORCH_NVCC", "/nowhere/nvcc")
+    with pytest.warns(RuntimeWarning, match="no CUDA compiler was found at /nowhere/nvcc"):
+        assert not library.load_kernels()
+    assert not builds
+
+
 def test_kernels_can_be_declined(gpu, builds, monkeypatch):
     monkeypatch.setenv("SGPN_KERNELS", "0")
     assert not library.load_kernels()
@@ -118,6 +132,53 @@ def test_cpu_computes_with_plain_operations():
     x = torch.randn(1, 4, 2, 2, requires_grad=True)
     assert "LeakyRelu" in type(fused_leaky_relu(x, torch.zeros(4)).grad_fn).__name__
     assert "Lerp" in type(masked_blend(x, x, x)[0].grad_fn).__name__
+
+
+def test_layers_on_a_gpu_call_the_operators(monkeypatch):
+    # Tensors without values need no GPU: what is called, and with which shapes, types and layouts, shows all the same.
+    monkeypatch.setattr(library, "load_kernels", lambda: True)
+    with FakeTensorMode(), torch.device("cuda"), OperatorNames() as called:
+        layer = StyledConv(8, 4, 16, AFFB(4), upsample=True)
+        x, features = torch.randn(2, 8, 8, 8), torch.randn(2, 4, 16, 16)
+        x, features = (t.contiguous(memory_format=torch.channels_last) for t in (x, features))
+        out, mask = layer(x, torch.randn(2, 16), features, features)
+    assert called.names == {"upfirdn2d", "masked_blend", "concat_leaky_relu"}
+    assert out.shape == (2, 8, 16, 16)
+    assert all(t.is_contiguous(memory_format=torch.channels_last) for t in (out, mask))
+
+
+def test_half_activations_stay_half_beside_float32_parameters(monkeypatch):
+    monkeypatch.setattr(library, "load_kernels", lambda: True)
+    with FakeTensorMode(), torch.device("cuda"), OperatorNames() as called:
+        x, weight, bias = torch.randn(2, 4, 8, 8, dtype=torch.float16), torch.zeros(1), torch.zeros(8)
+        assert fused_leaky_relu(x, bias[:4]).dtype == torch.float16
+        assert concat_leaky_relu(x, x, weight, bias).dtype == torch.float16
+        assert concat_leaky_relu(x, x.float(), weight, bias).dtype == torch.float32
+        assert upfirdn2d(x, torch.ones(4, 4)).dtype == torch.float16
+        with library.plain_operations():
+            fused_leaky_relu(x, bias[:4])
+    assert called.names == {"fused_leaky_relu", "concat_leaky_relu", "upfirdn2d"}
+
+
+class OperatorNames(TorchDispatchMode):
+    """Collects the names of our operators that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        namespace, _, name = function.name().partition("::")
+        if namespace == "sgpn":
+            self.names.add(name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_compiled_layers_on_a_cpu_are_one_graph():
+    layer = StyledConv(8, 4, 16, AFFB(4), upsample=True)
+    x, w, features = torch.randn(1, 8, 4, 4), torch.randn(1, 16), torch.randn(1, 4, 8, 8)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, w, features, features), layer(x, w, features, features))
 
 
 @pytest.mark.skipif(os.environ.get("SGPN_TEST_KERNELS") is not None, reason="the given library is C++ for the CPU")

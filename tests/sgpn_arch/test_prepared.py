@@ -10,7 +10,7 @@ from torch import nn
 
 from sgpn_arch import prepared_cpu
 from sgpn_arch.fusion_arch import Fusion, mask_pictures
-from sgpn_arch.ops.cpu_winograd import convolve_rows, transform_kernel
+from sgpn_arch.ops import cpu_winograd
 from sgpn_arch.prepared import choose_precision
 from sgpn_arch.registry import ARCH_REGISTRY
 from sgpn_arch.sgpn_arch import SGPN
@@ -198,19 +198,16 @@ def test_precision_names():
         network().prepare("fp8")
 
 
+@pytest.mark.parametrize("filtering", [cpu_winograd.Rows, cpu_winograd.Tiles])
 @pytest.mark.parametrize(
-    ("height", "width", "in_channels", "out_channels"), [(1, 4, 1, 1), (3, 8, 5, 2), (7, 20, 16, 9)]
+    ("height", "width", "in_channels", "out_channels"), [(4, 4, 1, 1), (8, 12, 5, 2), (12, 20, 16, 9)]
 )
-def test_winograd_is_the_convolution(height, width, in_channels, out_channels):
+def test_winograd_is_the_convolution(filtering, height, width, in_channels, out_channels):
     torch.manual_seed(0)
     x = torch.randn(height + 2, width, in_channels, dtype=torch.float64)
     weight = torch.randn(out_channels, in_channels, 3, 3, dtype=torch.float64)
-    spaces = (
-        torch.empty(6, height + 2, width // 4, in_channels, dtype=torch.float64),
-        torch.empty(6, height, width // 4, out_channels, dtype=torch.float64),
-    )
     out = torch.empty(height, width, out_channels, dtype=torch.float64)
-    convolve_rows(x, transform_kernel(weight), spaces, out)
+    filtering(weight)(x, lambda name, *shape: torch.full(shape, torch.nan, dtype=torch.float64), out)
     expected = nn.functional.conv2d(x.permute(2, 0, 1)[None], weight, padding=(0, 1))[0].permute(1, 2, 0)
     torch.testing.assert_close(out, expected, atol=1e-12, rtol=1e-12)
 
