@@ -78,11 +78,11 @@ def warp_affine(image: Tensor, matrix: Tensor, size: int) -> Tensor:
     Returns:
         (N, C, size, size).
     """
-    inverse = invert_affine(matrix)
-    axis = torch.arange(size, dtype=image.dtype, device=image.device)
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    target = torch.stack([x, y, torch.ones_like(x)], dim=-1).view(1, -1, 3)
-    source = target @ inverse.transpose(1, 2)
-    extent = image.new_tensor([image.shape[3] - 1, image.shape[2] - 1])
-    grid = (source * 2 / extent - 1).view(-1, size, size, 2)
+    # The pixels where the output looks, from -1 at the centre of the image's first pixel to 1 at that of its last.
+    extent = image.new_tensor([[image.shape[3] - 1], [image.shape[2] - 1]])
+    source = invert_affine(matrix) * 2 / extent
+    axis = torch.arange(size, dtype=image.dtype, device=image.device)[:, None]
+    across = axis * source[:, None, :, 0]
+    down = axis * source[:, None, :, 1] + (source[:, None, :, 2] - 1)
+    grid = across.unsqueeze(1) + down.unsqueeze(2)
     return F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=True)

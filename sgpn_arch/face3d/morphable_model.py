@@ -10,6 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from sgpn_arch.face3d.normals import vertex_normals
+
 OPEN_MODEL_FILE = Path(__file__).parent.parent / "assets" / "open_face.safetensors"
 FORMAT = "sgpn-morphable-model"
 BASES = ("id_basis", "exp_basis", "tex_basis")
@@ -234,15 +236,7 @@ class MorphableModel(nn.Module):
 
     def normals(self, vertices: Tensor) -> Tensor:
         """Unit vertex normals (N, V, 3): the normalised sum of the adjoining triangles' normals (see ``face_normals``)."""
-        corner = vertices[:, self.triangles]
-        # The cross product is as long as twice the triangle's area.
-        face_normals = torch.linalg.cross(corner[:, :, 1] - corner[:, :, 0], corner[:, :, 2] - corner[:, :, 0])
-        if self.face_normals == "unit":
-            face_normals = nn.functional.normalize(face_normals, dim=2, eps=1e-12)
-        summed = torch.zeros_like(vertices)
-        for k in range(3):
-            summed = summed.index_add(1, self.triangles[:, k], face_normals)
-        return nn.functional.normalize(summed, dim=2, eps=1e-12)
+        return vertex_normals(vertices, self.triangles, self.face_normals == "unit")
 
     def fingerprint(self) -> str:
         """SHA-256 of everything that the model's results depend on: two models with one fingerprint are the same."""

@@ -1,15 +1,16 @@
 """Which triangle each pixel sees, and vertex attributes interpolated there: a hard z-buffer, differentiable.
 
-Three ways give the same result: compiled loops for tensors on the CPU (`rasterizer_cpu.py`), nvdiffrast on
-CUDA, and plain PyTorch for the values once the visible triangles are known, on any device. Visibility itself
-has no gradient and there is no anti-aliasing, so the gradients say nothing about the silhouette.
+Two ways give the same result: compiled loops for tensors on the CPU (`rasterizer_cpu.py`), and PyTorch operations on
+any device (`visibility.py` for the visible triangles, `plain_fragments` for the values, which are the definition). A
+third, nvdiffrast on CUDA, rounds vertices to a sixteenth of a pixel first. Visibility itself has no gradient and there
+is no anti-aliasing, so the gradients say nothing about the silhouette.
 
 Coordinates are continuous pixels: pixel (i, j) covers [i, i+1) x [j, j+1) and is sampled at its centre
 (i + 0.5, j + 0.5); x runs right, y down. A triangle is drawn from both sides.
 """
 
+import threading
 from dataclasses import dataclass
-from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -17,8 +18,14 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from sgpn_arch.face3d.visibility import visible_triangles
+
+BACKENDS = ("auto", "cpu", "torch", "nvdiffrast")
 # The clip volume of nvdiffrast reaches this fraction beyond the nearest and the farthest vertex.
 CLIP_MARGIN = 0.01
+# Clip-space positions are homogeneous: scaled, they are the same. nvdiffrast adds 1e-6 to areas in clip space before it
+# divides by them in its gradient; enlarged by a power of two, which is exact, areas make that negligible.
+CLIP_SCALE = 64.0
 
 
 @dataclass
@@ -46,15 +53,16 @@ def rasterize(
     depth (N, V): their distances along the view axis, > 0 in front of the camera, any unit.
     triangles (F, 3): integer vertex indices, shared by the N meshes.
     size: (height, width) of the images.
-    backend: "cpu"; "nvdiffrast" (tensors on a CUDA device); "auto": nvdiffrast for CUDA tensors where it is
-        installed, else cpu. The cpu backend also serves tensors on other devices: then only visibility is
-        computed on the host.
+    backend: "cpu", compiled loops; "torch", PyTorch operations, on any device; "nvdiffrast" (CUDA only, installed by the
+        user). "auto" is nvdiffrast for CUDA tensors where it is installed, else torch for them; and cpu for the others,
+        which also serves other devices: then only visibility is computed on the host.
 
-    Triangles with a vertex that is not finite or has depth <= 0, and those of no area, are not drawn
-    (nvdiffrast clips at the nearest positive depth instead). A pixel centre on an edge belongs to the
-    triangle, so meshes have no cracks. The nearest triangle wins; equally near, the lowest index (nvdiffrast
-    settles ties and edges in its own way). Half precision is computed in float32. First derivatives only on
-    the CPU.
+    Triangles with a vertex that is not finite or has depth <= 0, and those of no area, are not drawn. A pixel centre on
+    an edge belongs to the triangle, so meshes have no cracks. The nearest triangle wins; equally near, the lowest index.
+    "cpu" and "torch" see the same triangles. nvdiffrast rounds vertices to a sixteenth of a pixel to find what is
+    visible, so that with triangles of a pixel some per cent of the pixels see a neighbour of theirs; it clips at the
+    nearest positive depth, and settles ties, edges and vertices that are not finite in its own way. Half precision is
+    computed in float32. First derivatives only by "cpu" and "nvdiffrast".
 
     Raises ValueError for shapes that do not fit, a vertex index out of range or an unknown backend, and
     ImportError where nvdiffrast is asked for but not installed.
@@ -62,8 +70,11 @@ def rasterize(
     _check(points, depth, triangles)
     dtype = torch.promote_types(torch.promote_types(points.dtype, depth.dtype), torch.float32)
     points, depth, triangles = points.to(dtype), depth.to(dtype), triangles.long()
-    if _choose_backend(backend, points) == "nvdiffrast":
+    chosen = _choose_backend(backend, points)
+    if chosen == "nvdiffrast":
         return _rasterize_nvdiffrast(points, depth, triangles, size)
+    if chosen == "torch":
+        return plain_fragments(points, depth, triangles, visible_triangles(points, depth, triangles, size))
     if points.device.type == "cpu":
         return Fragments(*_Draw.apply(points, depth, triangles, size))
     with torch.no_grad():
@@ -110,14 +121,15 @@ def _check_range(triangles: Tensor, vertices: int) -> None:
 
 
 def _choose_backend(backend: str, points: Tensor) -> str:
-    if backend not in ("auto", "cpu", "nvdiffrast"):
-        raise ValueError(f"rasterizer backend {backend!r} is unknown: use 'auto', 'cpu' or 'nvdiffrast'")
-    if backend == "cpu" or (backend == "auto" and not points.is_cuda):
-        return "cpu"
-    installed = find_spec("nvdiffrast") is not None
+    if backend not in BACKENDS:
+        raise ValueError(f"rasterizer backend {backend!r} is unknown: use {', '.join(BACKENDS)}")
     if backend == "auto":
-        return "nvdiffrast" if installed else "cpu"
-    if not installed:
+        if not points.is_cuda:
+            return "cpu"
+        return "torch" if find_spec("nvdiffrast") is None else "nvdiffrast"
+    if backend != "nvdiffrast":
+        return backend
+    if find_spec("nvdiffrast") is None:
         raise ImportError(
             "rasterizer backend 'nvdiffrast' is not installed: install it with "
             "'pip install git+https://github.com/NVlabs/nvdiffrast', or use backend='auto' or 'cpu'"
@@ -184,16 +196,15 @@ def _scatter(values: Tensor, covered: Tensor, shape: torch.Size) -> Tensor:
 class _Draw(Function):
     @staticmethod
     def forward(ctx, points: Tensor, depth: Tensor, triangles: Tensor, size: tuple[int, int]):
-        from sgpn_arch.face3d import rasterizer_cpu
+        from sgpn_arch.face3d import compiled, rasterizer_cpu
 
         points, depth, triangles = points.contiguous(), depth.contiguous(), triangles.contiguous()
         shape = (len(points), *size)
-        triangle_ids = torch.full(shape, -1)
-        barycentrics = points.new_zeros(*shape, 3)
-        pixel_depth = points.new_zeros(shape)
-        for n in range(len(points)):
-            arrays = (points[n], depth[n], triangles, triangle_ids[n], barycentrics[n], pixel_depth[n])
-            rasterizer_cpu.draw(*map(_numpy, arrays))
+        triangle_ids = torch.empty(shape, dtype=torch.int64)
+        barycentrics = points.new_empty(*shape, 3)
+        pixel_depth = points.new_empty(shape)
+        tables = (points, depth, triangles, triangle_ids, barycentrics, pixel_depth)
+        compiled.for_each(rasterizer_cpu.draw, _each_mesh(*tables, shared=(2,)))
         ctx.save_for_backward(points, depth, triangles, triangle_ids)
         ctx.mark_non_differentiable(triangle_ids)
         return triangle_ids, barycentrics, pixel_depth
@@ -201,53 +212,47 @@ class _Draw(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, _, grad_barycentrics: Tensor, grad_depth: Tensor):
-        from sgpn_arch.face3d import rasterizer_cpu
+        from sgpn_arch.face3d import compiled, rasterizer_cpu
 
         points, depth, triangles, triangle_ids = ctx.saved_tensors
         given = grad_barycentrics.contiguous(), grad_depth.contiguous()
         found = torch.zeros_like(points), torch.zeros_like(depth)
-        for n in range(len(points)):
-            inputs = (points[n], depth[n], triangles, triangle_ids[n])
-            grads = (gradient[n] for gradient in (*given, *found))
-            rasterizer_cpu.draw_backward(*map(_numpy, inputs), *map(_numpy, grads))
+        tables = (points, depth, triangles, triangle_ids, *given, *found)
+        compiled.for_each(rasterizer_cpu.draw_backward, _each_mesh(*tables, shared=(2,)))
         return *found, None, None
 
 
 class _Blend(Function):
     @staticmethod
     def forward(ctx, attributes: Tensor, barycentrics: Tensor, triangle_ids: Tensor, triangles: Tensor):
-        from sgpn_arch.face3d import rasterizer_cpu
+        from sgpn_arch.face3d import compiled, rasterizer_cpu
 
-        tensors = [t.contiguous() for t in (attributes, barycentrics, triangle_ids, triangles)]
-        attributes, barycentrics, triangle_ids, triangles = tensors
-        images = barycentrics.new_zeros(*triangle_ids.shape, attributes.shape[-1])
-        for n, image in enumerate(images):
-            arrays = (_mesh(attributes, n), triangles, triangle_ids[n], barycentrics[n], image)
-            rasterizer_cpu.blend(*map(_numpy, arrays))
+        tensors = [t.contiguous() for t in (attributes, triangles, triangle_ids, barycentrics)]
+        images = barycentrics.new_empty(*triangle_ids.shape, attributes.shape[-1])
+        ctx.shared = (0, 1) if attributes.ndim == 2 else (1,)
+        compiled.for_each(rasterizer_cpu.blend, _each_mesh(*tensors, images, shared=ctx.shared))
         ctx.save_for_backward(*tensors)
         return images
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_images: Tensor):
-        from sgpn_arch.face3d import rasterizer_cpu
+        from sgpn_arch.face3d import compiled, rasterizer_cpu
 
-        attributes, barycentrics, triangle_ids, triangles = ctx.saved_tensors
-        found = torch.zeros_like(attributes), torch.zeros_like(barycentrics)
-        for n, grad in enumerate(grad_images.contiguous()):
-            inputs = (_mesh(attributes, n), triangles, triangle_ids[n], barycentrics[n])
-            grads = (grad, _mesh(found[0], n), found[1][n])
-            rasterizer_cpu.blend_backward(*map(_numpy, inputs), *map(_numpy, grads))
-        return *found, None, None
-
-
-def _mesh(attributes: Tensor, n: int) -> Tensor:
-    """The attributes (V, C) of mesh n, which may be those of all."""
-    return attributes[n] if attributes.ndim == 3 else attributes
+        attributes, triangles, triangle_ids, barycentrics = ctx.saved_tensors
+        # Attributes that the meshes share get one gradient from each, added up in the meshes' order.
+        batch = len(grad_images)
+        found = attributes.new_zeros(batch, *attributes.shape[-2:]), torch.zeros_like(barycentrics)
+        tables = (attributes, triangles, triangle_ids, barycentrics, grad_images.contiguous(), *found)
+        compiled.for_each(rasterizer_cpu.blend_backward, _each_mesh(*tables, shared=ctx.shared))
+        return found[0].sum(0) if attributes.ndim == 2 else found[0], found[1], None, None
 
 
-def _numpy(tensor: Tensor):
-    return tensor.detach().numpy()
+def _each_mesh(*tables: Tensor, shared: tuple[int, ...]) -> list[tuple]:
+    """The arguments of the loops for each mesh, as numpy arrays; `shared` are the places of what is the same for all."""
+    arrays = [table.detach().numpy() for table in tables]
+    batch = len(next(array for place, array in enumerate(arrays) if place not in shared))
+    return [tuple(a if place in shared else a[n] for place, a in enumerate(arrays)) for n in range(batch)]
 
 
 # ---- backend "nvdiffrast"
@@ -256,7 +261,7 @@ def _numpy(tensor: Tensor):
 def clip_positions(points: Tensor, depth: Tensor, size: tuple[int, int]) -> Tensor:
     """Homogeneous clip-space positions (N, V, 4) of projected vertices, as OpenGL and nvdiffrast define them.
 
-    points (N, V, 2) continuous pixels, depth (N, V), size (height, width). w is the depth; x/w and y/w run
+    points (N, V, 2) continuous pixels, depth (N, V), size (height, width). w is the depth times CLIP_SCALE; x/w and y/w run
     from -1 at the left and the top border to 1 (row 0 of nvdiffrast's image has y/w = -1, so y needs no
     flip); z/w runs from -1 just before the nearest to 1 just behind the farthest vertex in front of the
     camera. Differentiable.
@@ -264,30 +269,41 @@ def clip_positions(points: Tensor, depth: Tensor, size: tuple[int, int]) -> Tens
     height, width = size
     x = (2 * points[..., 0] / width - 1) * depth
     y = (2 * points[..., 1] / height - 1) * depth
-    front = depth.detach()
-    near = torch.where(front > 0, front, torch.inf).amin(1, keepdim=True) * (1 - CLIP_MARGIN)
-    far = front.amax(1, keepdim=True) * (1 + CLIP_MARGIN)
+    front = torch.where(depth.isfinite() & (depth > 0), depth, torch.nan).detach()
+    near = front.nan_to_num(torch.inf).amin(1, keepdim=True) * (1 - CLIP_MARGIN)
+    far = front.nan_to_num(0).amax(1, keepdim=True) * (1 + CLIP_MARGIN)
     z = ((far + near) * depth - 2 * far * near) / (far - near)
-    return torch.stack([x, y, z, depth], 2)
+    return torch.stack([x, y, z, depth], 2) * CLIP_SCALE
 
 
 def _rasterize_nvdiffrast(points: Tensor, depth: Tensor, triangles: Tensor, size: tuple[int, int]) -> Fragments:
+    """All meshes in one call (nvdiffrast's instanced mode), in float32; the values are differentiable as elsewhere."""
+    if not len(triangles) or not points.numel():  # which nvdiffrast refuses
+        nothing = torch.full((len(points), *size), -1, device=points.device)
+        return plain_fragments(points, depth, triangles, nothing)
     import nvdiffrast.torch as dr
 
-    positions = clip_positions(points, depth, size).float().contiguous()
-    context = _nvdiffrast_context(points.device)
-    faces = triangles.int().contiguous()
-    seen, _ = dr.rasterize(context, positions, faces, resolution=list(size), grad_db=False)
+    with torch.autocast("cuda", enabled=False):
+        positions = clip_positions(points, depth, size).float().contiguous()
+        faces = triangles.int().contiguous()
+        seen, _ = dr.rasterize(_nvdiffrast_context(points.device), positions, faces, tuple(size), grad_db=False)
     triangle_ids = seen[..., 3].detach().long() - 1
+    # Weights of the first and the second vertex, kept within 0..1 by nvdiffrast.
     u, v = seen[..., 0], seen[..., 1]
-    barycentrics = torch.stack([u, v, 1 - u - v], 3) * (triangle_ids >= 0)[..., None]
+    weights = torch.stack([u, v, 1 - u - v], 3) * (triangle_ids >= 0)[..., None]
+    barycentrics = weights.to(points.dtype)
     pixel_depth = plain_interpolate(depth[..., None], barycentrics, triangle_ids, triangles)
     return Fragments(triangle_ids, barycentrics, pixel_depth[..., 0])
 
 
-@cache
+_CONTEXTS = threading.local()
+
+
 def _nvdiffrast_context(device: torch.device):
-    """One context for each device: making one costs far more than a rendering."""
+    """One context for each thread and device: making one costs far more than a rendering, and its buffers are its own."""
     import nvdiffrast.torch as dr
 
-    return dr.RasterizeCudaContext(device=device)
+    contexts = _CONTEXTS.__dict__
+    if device not in contexts:
+        contexts[device] = dr.RasterizeCudaContext(device=device)
+    return contexts[device]

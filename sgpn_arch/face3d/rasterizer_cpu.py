@@ -1,26 +1,16 @@
 """The rasteriser's loops for the CPU, compiled by numba: drawing and interpolation, each with its gradient.
 
-Import this module only where it is used: numba takes a while to load. Compiled code is kept on disk between
-runs. Arguments are C-contiguous numpy arrays, of either float precision, and outputs are written in place;
-`rasterizer.py` says what they mean. Arithmetic is float64.
+Import this module only where it is used: numba takes a while to load. Arguments are C-contiguous numpy arrays, of
+either float precision, and outputs are written in place; `rasterizer.py` says what they mean. Arithmetic is float64.
 """
 
-import numba
 import numpy as np
 
-# Two depths that differ by less than this fraction are a tie, which the triangle with the lower index wins.
-# It lies far above the rounding of float64 and far below that of float32 depths.
-TIE = 1e-10
+from sgpn_arch.face3d.compiled import compiled
+from sgpn_arch.face3d.visibility import TIE
 
 
-def _compile(function):
-    try:
-        return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-    except RuntimeError:  # no folder to keep compiled code in, as in a read-only container
-        return numba.njit(nogil=True, error_model="numpy")(function)
-
-
-@_compile
+@compiled
 def _inverse_depth(points, depth):
     """1 / depth of each vertex, or 0 for one that cannot be drawn."""
     inverse = np.zeros(len(depth))
@@ -32,7 +22,7 @@ def _inverse_depth(points, depth):
     return inverse
 
 
-@_compile
+@compiled
 def _pixel_range(a, b, c, length):
     """First and last pixel whose centre may lie between three coordinates, clipped to the image."""
     first = max(np.ceil(min(a, b, c) - 0.5), 0.0)
@@ -40,7 +30,7 @@ def _pixel_range(a, b, c, length):
     return int(min(first, length)), int(max(last, -1.0))
 
 
-@_compile
+@compiled
 def _areas(ax, ay, bx, by, cx, cy):
     """Twice the signed areas between the origin and the edges opposite a, b and c.
 
@@ -50,13 +40,15 @@ def _areas(ax, ay, bx, by, cx, cy):
     return bx * cy - by * cx, cx * ay - cy * ax, ax * by - ay * bx
 
 
-@_compile
+@compiled
 def draw(points, depth, triangles, triangle_ids, barycentrics, pixel_depth):
-    """Draw one mesh, points (V, 2), depth (V,), triangles (F, 3), into images given as -1, 0 and 0.
+    """Draw one mesh, points (V, 2), depth (V,), triangles (F, 3), into images, whatever they hold.
 
     A triangle is inside where all three areas have one sign, whichever it is: both sides are drawn. Where all
     are 0 it has no area. 1/z = sum_i (e_i / z_i) / sum_i e_i decides which one is nearest.
     """
+    # Filled here, so that each thread touches its own images' memory first.
+    triangle_ids[:], barycentrics[:], pixel_depth[:] = -1, 0, 0
     height, width = triangle_ids.shape
     nearest = np.zeros((height, width))  # 1 / depth
     inverse = _inverse_depth(points, depth)
@@ -91,7 +83,7 @@ def draw(points, depth, triangles, triangle_ids, barycentrics, pixel_depth):
                     barycentrics[y, x, 2] = wc / total
 
 
-@_compile
+@compiled
 def draw_backward(points, depth, triangles, triangle_ids, grad_barycentrics, grad_depth, grad_points, grad_z):
     """Add one drawing's gradients to grad_points (V, 2) and grad_z (V,).
 
@@ -129,9 +121,10 @@ def draw_backward(points, depth, triangles, triangle_ids, grad_barycentrics, gra
             grad_points[k, 1] += ga * bx - gb * ax
 
 
-@_compile
+@compiled
 def blend(attributes, triangles, triangle_ids, barycentrics, image):
-    """Interpolate one mesh's attributes (V, C) into image (H, W, C) given as 0."""
+    """Interpolate one mesh's attributes (V, C) into image (H, W, C), whatever it holds."""
+    image[:] = 0
     height, width, channels = image.shape
     for y in range(height):
         for x in range(width):
@@ -144,7 +137,7 @@ def blend(attributes, triangles, triangle_ids, barycentrics, image):
                     image[y, x, c] += weight * attributes[corners[k], c]
 
 
-@_compile
+@compiled
 def blend_backward(attributes, triangles, triangle_ids, barycentrics, grad_image, grad_table, grad_weights):
     """Add the gradients of `blend` to grad_table (V, C), the attributes', and grad_weights (H, W, 3)."""
     height, width, channels = grad_image.shape

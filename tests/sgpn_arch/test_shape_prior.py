@@ -220,3 +220,71 @@ def test_dimensions_must_match():
     identity, expression, texture = model.dims
     prior = ShapePrior(D3DFR(identity, expression, texture, backbone="resnet18"), model)
     assert prior.coeff_dim == 40
+
+
+# ---- precision
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_leaves_the_geometry_alone(dtype):
+    model = oracle.toy_model()
+    coefficients = random_coefficients(model).float()
+    prior, points = prior_of(model, coefficients), seen_points(model)
+    crop = torch.rand(1, 3, SIZE, SIZE) * 2 - 1
+    expected = prior(crop, points)
+    with torch.autocast("cpu", dtype):
+        found = prior(crop, points)
+        drawn = prior.draw(coefficients[None].to(dtype).float(), expected.transform, SIZE)
+    for name in ("coeffs", "render", "mask", "landmarks", "transform"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    assert drawn.render.dtype == drawn.landmarks.dtype == torch.float32
+
+
+def trained_prior(backbone, protocol="open", normalisation=True):
+    """A prior whose regressor has heads that say something and batch norms that do something."""
+    model = oracle.toy_model()
+    torch.manual_seed(0)
+    regressor = D3DFR(*model.dims, backbone=backbone, imagenet_normalisation=normalisation)
+    for module in regressor.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            nn.init.uniform_(module.running_var, 0.8, 1.2)
+            nn.init.uniform_(module.weight, 0.8, 1.2)
+            nn.init.uniform_(module.bias, -0.1, 0.1)
+    for head in regressor.final_layers:
+        nn.init.normal_(head.weight, std=1e-3)
+    return ShapePrior(regressor, model, "cpu", protocol).eval()
+
+
+@pytest.mark.parametrize("protocol", ["open", "released"])
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "mobilenet_v2"])
+@torch.inference_mode()
+def test_prepared_prior_says_the_same(backbone, protocol):
+    prior = trained_prior(backbone, protocol)
+    crop = torch.rand(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    before = {key: value.clone() for key, value in prior.regressor.state_dict().items()}
+    prepared = prior.prepare("fp32")
+    expected, found = (p(crop, seen_points(prior.model)) for p in (prior, prepared))
+    assert prepared.protocol == protocol and prepared.coeff_dim == prior.coeff_dim
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in prepared.modules())
+    assert all(torch.equal(before[key], value) for key, value in prior.regressor.state_dict().items())
+    scale = expected.coeffs.abs().max()
+    assert scale > 1e-3
+    torch.testing.assert_close(found.coeffs / scale, expected.coeffs / scale, rtol=1e-3, atol=1e-4)
+    assert (found.landmarks - expected.landmarks).abs().max() < 0.01
+
+
+@torch.inference_mode()
+def test_half_precision_is_near_and_gives_full_precision():
+    prior = trained_prior("resnet18")
+    crop = torch.rand(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    expected = prior(crop, seen_points(prior.model)).coeffs
+    found = prior.prepare("bf16")(crop, seen_points(prior.model)).coeffs
+    assert found.dtype == torch.float32 and 0 < (found - expected).norm() < 0.05 * expected.norm()
+
+
+def test_automatic_precision_of_a_cpu_is_full():
+    prior = trained_prior("resnet18")
+    assert prior.prepare().regressor.precision == "fp32"
+    with pytest.raises(ValueError, match="'int8' is unknown"):
+        prior.prepare("int8")
