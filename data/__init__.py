@@ -27,8 +27,10 @@ def build_dataset(opt):
     Raises KeyError if ``type`` is absent or not registered; what the class itself raises passes through.
     """
     register_datasets()
-    from sgpn_arch.registry import DATASET_REGISTRY
+    from sgpn_arch.registry import DATASET_REGISTRY, load_basicsr
 
     if "type" not in opt:
         raise KeyError("dataset options: 'type' is missing; name a registered dataset, e.g. FaceRestorationDataset")
+    if opt["type"] not in DATASET_REGISTRY:
+        load_basicsr()
     return DATASET_REGISTRY.get(opt["type"])(opt)

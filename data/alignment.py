@@ -8,6 +8,7 @@ here and everywhere in the project. Matrices are 2x3 and map points of the photo
 named inverse. Photos are uint8 HxWx3; the colour order does not matter here.
 """
 
+import functools
 import math
 
 import cv2
@@ -42,6 +43,9 @@ OVERSAMPLING = 1.25
 # The released paste-back mask at 512 px: ones inset by 26 px, blurred twice with a Gaussian of sigma 4.
 FEATHER_INSET = 26 / 512
 FEATHER_SIGMA = 4 * math.sqrt(2) / 512
+
+# Pixels of the photo that are blended at a time.
+STRIP_PIXELS = 1 << 22
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -203,16 +207,19 @@ def _source_span(low, high, length):
 # Pasting back
 
 
+@functools.lru_cache(maxsize=16)
 def feather_mask(size: int, inset: float = FEATHER_INSET, sigma: float = FEATHER_SIGMA) -> np.ndarray:
     """A (size, size) float32 mask: 1 inside, falling smoothly to 0 at the border; ``inset`` and ``sigma`` are
     parts of the size. A square convolved with a Gaussian, in closed form (error functions); the defaults are
-    the release's mask.
+    the release's mask. The array is kept for the next call, and read-only.
     """
     centres = (np.arange(size) + 0.5) / size
     steps = [(distance / (sigma * math.sqrt(2))) for distance in (centres - inset, 1 - inset - centres)]
     rise, fall = (0.5 + 0.5 * np.array([math.erf(value) for value in step]) for step in steps)
     profile = np.clip(rise + fall - 1, 0, 1)
-    return np.outer(profile, profile).astype(np.float32)
+    mask = np.outer(profile, profile).astype(np.float32)
+    mask.flags.writeable = False
+    return mask
 
 
 def paste_face(
@@ -254,6 +261,14 @@ def _target_box(shape, size, to_photo):
 
 
 def _blend(photo, face, mask, to_photo, box):
+    left, top, right, bottom = box
+    # A face that fills a huge photo is blended strip by strip, for that is done in float32.
+    rows = max(1, STRIP_PIXELS // (right - left))
+    for start in range(top, bottom, rows):
+        _blend_strip(photo, face, mask, to_photo, (left, start, right, min(start + rows, bottom)))
+
+
+def _blend_strip(photo, face, mask, to_photo, box):
     left, top, right, bottom = box
     canvas = (int(right - left), int(bottom - top))
     to_box = to_photo - [[0, 0, left], [0, 0, top]]

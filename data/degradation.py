@@ -47,6 +47,11 @@ PRESETS = {
         "noise": (0.0, 20.0),
         "jpeg": (30, 80),
     },
+    # Three levels to judge restorers at, and nothing at all (choices of ours); meant for reference_size 512.
+    "mild": {"blur_sigma": (0.2, 4.0), "downsample": (1.0, 4.0), "noise": (0.0, 10.0), "jpeg": (60, 100)},
+    "medium": {"blur_sigma": (1.0, 8.0), "downsample": (4.0, 12.0), "noise": (0.0, 15.0), "jpeg": (40, 80)},
+    "severe": {"blur_sigma": (2.0, 12.0), "downsample": (12.0, 24.0), "noise": (5.0, 20.0), "jpeg": (30, 60)},
+    "clean": {"blur_sigma": None, "downsample": 1.0, "noise": None, "jpeg": None},
     # Pure super-resolution, for the paper's x4, x8, x16 tables (the box filter is a choice of ours).
     "sr_x4": {**_PLAIN, "downsample": 4.0},
     "sr_x8": {**_PLAIN, "downsample": 8.0},
@@ -258,10 +263,32 @@ class Degradation:
         return tuple(rng.uniform(-limit, limit, size=3))
 
 
+class DegradationMixture:
+    """One of several degradations, drawn anew for each image (a choice of ours, so that one network meets all levels).
+
+    ``DegradationMixture({"mild": 1, "severe": 2}, reference_size=512)``: presets and how often each is drawn, relative
+    to the others; the other options are those of :class:`Degradation` and count for all. Raises ValueError for an empty
+    mixture or a frequency that is not positive, and what Degradation raises.
+    """
+
+    def __init__(self, presets: Mapping[str, float], **options):
+        if not isinstance(presets, Mapping) or not presets:
+            raise ValueError("degradation: presets: expected a mapping of presets to frequencies, such as {mild: 1}")
+        self.parts = [Degradation(preset, **options) for preset in presets]
+        weights = [check_range(weight, f"degradation: presets.{name}")[0] for name, weight in presets.items()]
+        if not all(weight > 0 for weight in weights):
+            raise ValueError(f"degradation: presets: every frequency must be positive, found {weights}")
+        self.probabilities = np.array(weights) / sum(weights)
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """As :meth:`Degradation.__call__`."""
+        return self.parts[rng.choice(len(self.parts), p=self.probabilities)](image, rng)
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Degradations by name
 
-DEGRADATIONS = {"Degradation": Degradation}
+DEGRADATIONS = {"Degradation": Degradation, "DegradationMixture": DegradationMixture}
 
 
 def register_degradation(cls):

@@ -4,6 +4,8 @@ Our own way is in :mod:`sgpn_data.alignment`: it does not alias, mirrors the pho
 at the seam. All points are OpenCV pixels, photos uint8 HxWx3.
 """
 
+import functools
+
 import cv2
 import numpy as np
 
@@ -23,6 +25,7 @@ def cut_out(photo: np.ndarray, points5: np.ndarray, size: int, template: str) ->
     return cv2.warpAffine(photo, matrix, (size, size), flags=cv2.INTER_CUBIC), matrix
 
 
+@functools.cache
 def mask_of(size: int) -> np.ndarray:
     """The paste-back mask of a crop of ``size`` pixels: (size, size) float32, 1 on the face, 0 towards the border."""
     mask = np.zeros((size, size), np.float32)
@@ -30,6 +33,7 @@ def mask_of(size: int) -> np.ndarray:
     mask[MASK_INSET : size - MASK_INSET + 1, MASK_INSET : size - MASK_INSET + 1] = 1
     for _ in range(2):
         mask = cv2.GaussianBlur(mask, (BLUR_SIZE, BLUR_SIZE), BLUR_SIGMA)
+    mask.flags.writeable = False  # it is kept, and given to everybody
     return mask
 
 
@@ -38,8 +42,10 @@ def aligned_crop(picture: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(picture, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
-def paste_back(photo: np.ndarray, face: np.ndarray, crop: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """A copy of the photo with a restored face in place of its crop.
+def paste_back(
+    photo: np.ndarray, face: np.ndarray, crop: np.ndarray, matrix: np.ndarray, in_place: bool = False
+) -> np.ndarray:
+    """A copy of the photo (or the photo itself, when ``in_place``) with a restored face in place of its crop.
 
     Args:
         face, crop: (S, S, 3) uint8. matrix: (2, 3), photo -> crop.
@@ -48,7 +54,7 @@ def paste_back(photo: np.ndarray, face: np.ndarray, crop: np.ndarray, matrix: np
     """
     weight = mask_of(len(crop))[..., None]
     blended = np.rint(face * weight + crop * (1 - weight)).astype(np.uint8)
-    result = photo.copy()
+    result = photo if in_place else photo.copy()
     left, top, right, bottom = _box(matrix, photo.shape, len(crop))
     if left < right and top < bottom:
         to_crop = np.array(matrix, np.float64)

@@ -51,8 +51,10 @@ def find_arch(name: str):
     """
     _register_ours()
     load_plugins()
-    from sgpn_arch.registry import ARCH_REGISTRY
+    from sgpn_arch.registry import ARCH_REGISTRY, load_basicsr
 
+    if name not in ARCH_REGISTRY:
+        load_basicsr()
     if name not in ARCH_REGISTRY:
         raise ValueError(f"no network is registered as {name!r}{nearest(name, ARCH_REGISTRY.keys())}")
     return ARCH_REGISTRY.get(name)

@@ -4,17 +4,11 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torchvision import models
 
+from sgpn_arch.backbones import BACKBONES
 from sgpn_arch.registry import ARCH_REGISTRY
 from sgpn_arch.released import d3dfr_options, load_d3dfr
 
-# Name -> (builder, the classifier's attribute, width of the pooled features).
-BACKBONES = {
-    "resnet18": (models.resnet18, "fc", 512),
-    "resnet50": (models.resnet50, "fc", 2048),
-    "mobilenet_v2": (models.mobilenet_v2, "classifier", 1280),
-}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -40,16 +34,14 @@ class D3DFR(nn.Module):
         super().__init__()
         if backbone not in BACKBONES:
             raise ValueError(f"D3DFR: unknown backbone '{backbone}', choose one of {', '.join(BACKBONES)}")
-        build, classifier, width = BACKBONES[backbone]
-        self.backbone = build(weights=None)
-        setattr(self.backbone, classifier, nn.Identity())
+        self.backbone = BACKBONES[backbone]()
         self.imagenet_normalisation = imagenet_normalisation
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         # identity, expression, texture, angles, lighting, translation xy, translation z
         sizes = (id_dim, exp_dim, tex_dim, 3, 27, 2, 1)
         self.coeff_dim = sum(sizes)
-        self.final_layers = nn.ModuleList(nn.Conv2d(width, size, 1) for size in sizes)
+        self.final_layers = nn.ModuleList(nn.Conv2d(self.backbone.width, size, 1) for size in sizes)
         for head in self.final_layers:
             # All coefficients start at zero: the mean face, looking straight ahead.
             nn.init.zeros_(head.weight)

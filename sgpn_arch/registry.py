@@ -1,12 +1,54 @@
 """The five plugin registries, BasicSR's own, and the one place where BasicSR is made importable.
 
-BasicSR 1.4.2 imports ``torchvision.transforms.functional_tensor``, which torchvision removed in 0.17. Where it is
-missing, a module of that name holding the single function that BasicSR uses stands in for it.
+``import basicsr`` imports every network, dataset and model of BasicSR, which takes longer than a restoration. So its file of
+registries is loaded alone, under its own name: whoever imports BasicSR later, a plugin or :func:`load_basicsr`, meets the
+same five objects, and what it brings is registered beside ours.
+
+BasicSR 1.4.2 imports ``torchvision.transforms.functional_tensor``, which torchvision removed in 0.17. Where it is missing, a
+module of that name holding the single function that BasicSR uses stands in for it.
 """
 
 import importlib.util
 import sys
 import types
+from importlib.abc import MetaPathFinder
+from pathlib import Path
+
+REGISTRY_MODULE = "basicsr.utils.registry"
+
+
+def load_basicsr() -> None:
+    """Imports all of BasicSR, so that what it registers can be named; free where that has been done."""
+    importlib.import_module("basicsr")
+
+
+def _load_registry_module() -> types.ModuleType:
+    if REGISTRY_MODULE in sys.modules:
+        return sys.modules[REGISTRY_MODULE]
+    package = importlib.util.find_spec("basicsr")
+    if package is None:
+        raise ImportError("sgpn needs the package basicsr, whose registries it uses; run: pip install basicsr")
+    path = Path(package.submodule_search_locations[0], "utils", "registry.py")
+    spec = importlib.util.spec_from_file_location(REGISTRY_MODULE, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[REGISTRY_MODULE] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[REGISTRY_MODULE]
+        raise
+    return module
+
+
+class _BasicSRImport(MetaPathFinder):
+    """Finds nothing, but prepares the import of BasicSR when it begins."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "basicsr":
+            _make_basicsr_importable()
+        elif name.startswith("basicsr.utils."):
+            # What an import does to its package; ours came before there was one.
+            sys.modules["basicsr.utils"].registry = sys.modules[REGISTRY_MODULE]
 
 
 def _make_basicsr_importable() -> None:
@@ -20,14 +62,15 @@ def _make_basicsr_importable() -> None:
     sys.modules[name] = module
 
 
-_make_basicsr_importable()
+_registries = _load_registry_module()
+sys.meta_path.insert(0, _BasicSRImport())
 
-from basicsr.utils.registry import (  # noqa: E402  (needs the module above)
-    ARCH_REGISTRY,
-    DATASET_REGISTRY,
-    LOSS_REGISTRY,
-    METRIC_REGISTRY,
-    MODEL_REGISTRY,
-)
+ARCH_REGISTRY = _registries.ARCH_REGISTRY
+DATASET_REGISTRY = _registries.DATASET_REGISTRY
+LOSS_REGISTRY = _registries.LOSS_REGISTRY
+METRIC_REGISTRY = _registries.METRIC_REGISTRY
+MODEL_REGISTRY = _registries.MODEL_REGISTRY
 
-__all__ = ["ARCH_REGISTRY", "DATASET_REGISTRY", "LOSS_REGISTRY", "METRIC_REGISTRY", "MODEL_REGISTRY"]
+__all__ = [
+    "ARCH_REGISTRY", "DATASET_REGISTRY", "LOSS_REGISTRY", "METRIC_REGISTRY", "MODEL_REGISTRY", "load_basicsr",
+]  # fmt: skip

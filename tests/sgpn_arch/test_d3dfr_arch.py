@@ -75,6 +75,29 @@ def test_every_backbone_starts_at_the_mean_face(backbone, image):
     assert not any(key.endswith(("mean", "std")) and "running" not in key for key in regressor.state_dict())
 
 
+@pytest.mark.parametrize("name", BACKBONES)
+@torch.no_grad()
+def test_backbones_are_torchvisions(name, image):
+    """Same names and shapes of weights, same features bit for bit, same scale of the random weights."""
+    theirs = getattr(models, name)(weights=None).eval()
+    for classifier in ("fc", "classifier"):
+        if hasattr(theirs, classifier):
+            setattr(theirs, classifier, nn.Identity())
+    ours = BACKBONES[name]().eval()
+    state = theirs.state_dict()
+    assert {key: value.shape for key, value in ours.state_dict().items()} == {key: v.shape for key, v in state.items()}
+    for key, value in ours.state_dict().items():
+        if value.ndim == 4 and value.numel() > 5000:
+            assert value.std() == pytest.approx(float(state[key].std()), rel=0.1)
+    for module in theirs.modules():  # the identity would hide how they are used
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+            module.weight.normal_(1, 0.1)
+    ours.load_state_dict(theirs.state_dict())
+    assert torch.equal(ours(image), theirs(image)) and ours.width == theirs(image).shape[1]
+
+
 @torch.no_grad()
 def test_imagenet_normalisation(image):
     plain = D3DFR(3, 2, 1, backbone="resnet18").eval()

