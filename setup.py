@@ -11,7 +11,7 @@ VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "sgpn.py").read_text(enc
 
 TRAIN = ["tensorboard"]
 METRICS = ["lpips>=0.1.4", "matplotlib>=3.8", "torch-fidelity>=0.3"]
-TEST = TRAIN + METRICS + ["pytest>=8", "hypothesis>=6", "torchmetrics>=1.4"]
+TEST = TRAIN + METRICS + ["pytest>=8", "hypothesis>=6", "pytest-benchmark>=5", "torchmetrics>=1.4"]
 
 
 def cuda_kernels() -> dict:
