@@ -56,7 +56,9 @@ class _Unfilled(TorchFunctionMode):
     MADE = DRAWN | {torch.empty, torch.zeros, torch.ones}
     FILLS = frozenset({Tensor.normal_, Tensor.uniform_})
     # These arrive as a whole, and what they call does not.
-    FILLS |= {getattr(nn.init, name) for name in dir(nn.init) if name.endswith(("normal_", "uniform_")) and name[0] != "_"}
+    FILLS |= {
+        getattr(nn.init, name) for name in dir(nn.init) if name.endswith(("normal_", "uniform_")) and name[0] != "_"
+    }
 
     def __init__(self, most: int):
         super().__init__()

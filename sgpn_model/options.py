@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from sgpn_arch.names import nearest
+from sgpn_arch.registry import load_basicsr
 from sgpn_model.errors import UserError
 
 TRAINING_ONLY = {"model_type", "train", "val", "logger", "precision", "channels_last", "compile"}  # and network_*
@@ -25,7 +26,7 @@ TOP_LEVEL = TRAINING_ONLY | TESTING_ONLY | {
 }  # fmt: skip
 PATH_KEYS = {
     "experiments_root", "morphable_model", "pretrain_network_g", "pretrain_network_shape", "pretrain_backbone",
-    "pretrain_prior", "pretrain_network_d", "resume_state",
+    "pretrain_prior", "grow_from", "pretrain_network_d", "resume_state",
 }  # fmt: skip
 LOGGER_KEYS = {"print_freq", "save_checkpoint_freq", "use_tb_logger", "keep_last", "wandb"}
 VAL_KEYS = {"val_freq", "save_images", "best"}
@@ -352,6 +353,8 @@ def check_plugin(opt: Mapping, registry, where: str, given: int = 0, supplied: I
     """
     if not isinstance(opt, Mapping) or "type" not in opt:
         raise OptionError(f"{where}: needs a 'type', one of {', '.join(sorted(registry.keys()))}")
+    if opt["type"] not in registry:
+        load_basicsr()
     if opt["type"] not in registry:
         raise OptionError(f"{where}.type: unknown name '{opt['type']}'{nearest(str(opt['type']), registry.keys())}")
     plugin = registry.get(opt["type"])

@@ -17,12 +17,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 import sgpn_data
 import sgpn_model
 from sgpn_arch import load_plugins
-from sgpn_arch.registry import DATASET_REGISTRY
+from sgpn_arch.registry import DATASET_REGISTRY, load_basicsr
 from sgpn_model.options import OptionError, check_plugin
 
 
 def fill_registries() -> None:
-    """Imports every ``*_model.py`` and ``*_dataset.py``, the losses, the metrics and the installed plugins."""
+    """Imports every ``*_model.py`` and ``*_dataset.py``, the losses, the metrics, BasicSR and the installed plugins."""
+    load_basicsr()
     for module in pkgutil.iter_modules(sgpn_model.__path__):
         if module.name.endswith("_model"):
             importlib.import_module(f"sgpn_model.{module.name}")

