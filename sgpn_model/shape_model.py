@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sgpn_arch.face3d.crop224 import warp_affine
 from sgpn_arch.registry import MODEL_REGISTRY
@@ -38,13 +38,22 @@ class ShapeModel(TrainingModel):
 
     The first ``train.synthetic_iter`` steps use only renderings with known coefficients over photos as background; then
     a batch is photos, and ``train.synthetic_fraction`` of its size more renderings. Photos are shown clean or degraded
-    (``train.degraded_fraction``); the losses always compare with the clean one and its landmarks. All weights here are
-    choices of ours.
+    (``train.degraded_fraction``); the losses always compare with the clean one and its landmarks. With
+    ``train.fresh_texture`` the texture's coefficients begin at zero, for a regressor that goes on with another texture
+    basis (scripts/learn_texture_basis.py). All weights here are choices of ours.
     """
 
     NETWORKS = ("network_shape",)
     TRAIN_KEYS = frozenset(
-        {"optim_shape", "weights", "synthetic_iter", "synthetic_fraction", "degraded_fraction", "point_jitter"}
+        {
+            "optim_shape",
+            "weights",
+            "synthetic_iter",
+            "synthetic_fraction",
+            "degraded_fraction",
+            "point_jitter",
+            "fresh_texture",
+        }
     )
     WEIGHTS = {"landmark": 0.1, "photometric": 2.0, "prior": 1.0, "mesh": 10.0, "pose": 10.0}
     TRAIN_SECTIONS = {"weights": WEIGHTS}
@@ -59,6 +68,10 @@ class ShapeModel(TrainingModel):
                 self.networks["network_shape"].load_backbone(state)
             except ValueError as error:
                 raise OptionError(f"path.pretrain_backbone: {error}") from error
+        if self.train_opt.get("fresh_texture"):
+            texture = self.networks["network_shape"].final_layers[2]
+            nn.init.zeros_(texture.weight)
+            nn.init.zeros_(texture.bias)
         self.prior = self.shape_prior(self.networks["network_shape"])
         self.average("network_shape")
         self.optimizer("optim_shape", self.networks["network_shape"].parameters(), self.train_opt.get("optim_shape"))

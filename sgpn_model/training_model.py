@@ -79,6 +79,8 @@ class TrainingModel:
     """
 
     NETWORKS: tuple[str, ...] = ()
+    # Whether the stage brings pictures that are larger than its generator's down to its size.
+    SHRINKS_PICTURES = False
     # What ``train`` may hold beyond COMMON_TRAIN_KEYS; for the sections in it their options, for choices their values.
     TRAIN_KEYS: frozenset[str] = frozenset()
     TRAIN_SECTIONS: Mapping[str, Iterable[str]] = {}

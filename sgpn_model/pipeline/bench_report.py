@@ -236,9 +236,8 @@ def draw_growth(table: Table, path: Path) -> bool:
             names = list(rows[0].stages)
             left.stackplot(places, [[row.stages[name] for row in rows] for name in names], labels=names, alpha=0.6)
     for axis, title in ((left, "seconds"), (right, "peak memory, MiB")):
-        axis.set(
-            title=title, xlabel=table.axis, xlim=(0, None), ylim=(0, None), xticks=[0, *{row.at for row in table.rows}]
-        )
+        axis.set(title=title, xlabel=table.axis, xlim=(0, None), ylim=(0, None))
+        axis.locator_params(axis="x", integer=True)
         axis.grid(alpha=0.3)
     figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=90)

@@ -242,7 +242,7 @@ def check_networks(options: Mapping, model: type[TrainingModel], files: bool = T
     built = {name: dry_network(options, name, model) for name in model.NETWORKS if name not in unused}
     networks = {name: network for name, network in built.items() if network is not None}
     _check_shape_network(options, networks, files)
-    _check_sizes(options, networks)
+    _check_sizes(options, networks, model)
     return networks
 
 
@@ -305,8 +305,8 @@ def _check_shape_network(options: Mapping, networks: Mapping[str, nn.Module], fi
         raise OptionError(f"network_g.coeff_dim: is {wanted}, but network_shape gives {given} coefficients")
 
 
-def _check_sizes(options: Mapping, networks: Mapping[str, nn.Module]) -> None:
-    """Pictures are as large as the generator makes them, and the discriminator takes them so."""
+def _check_sizes(options: Mapping, networks: Mapping[str, nn.Module], model: type[TrainingModel]) -> None:
+    """Pictures are as large as the generator makes them (larger where the stage shrinks them); so are the discriminator's."""
     if "network_g" not in networks:
         return
     size = complete_options(options["network_g"]).get("size")
@@ -315,5 +315,7 @@ def _check_sizes(options: Mapping, networks: Mapping[str, nn.Module]) -> None:
     for phase, section in options["datasets"].items():
         found[f"datasets.{phase}.size"] = section.get("size", size)
     for key, value in found.items():
-        if None not in (size, value) and value != size:
+        if None in (size, value) or (model.SHRINKS_PICTURES and key.startswith("datasets.") and value > size):
+            continue
+        if value != size:
             raise OptionError(f"{key}: is {value}, but network_g makes pictures of {size} pixels")

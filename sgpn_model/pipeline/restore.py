@@ -106,13 +106,15 @@ def run(
     allow_download: bool = False,
     mask: str | None = None,
     precision: str = "auto",
+    fidelity: float | str = 0.0,
 ) -> int:
     """Restores photos and returns the exit code: 0 if all went well, 1 if a photo failed.
 
     Args:
         inputs: photos, and folders whose photos (not those of folders inside them) are restored.
         output: the folder for results; ``output/parts`` gets the parts.
-        aligned: the photos are aligned faces. weights, device, detector, allow_download, precision: of ``FaceRestorer``.
+        aligned: the photos are aligned faces. weights, device, detector, allow_download, precision,
+            fidelity: of ``FaceRestorer``.
         only_largest: restore one face a photo. save_parts: write crops, renderings, masks and sheets too.
         ext: "png" or "jpg"; "auto" is the photo's own where that can be written, else png.
         demo: restore a degraded picture of the astronaut that comes with scikit-image, ``inputs`` is not looked at.
@@ -128,7 +130,7 @@ def run(
         raise InputError(f"{folder}: is a file; -o takes a folder")
     jobs = [] if demo else plan(find_photos(inputs), folder, ext, save_parts)
     hole = None if mask is None else _read_mask(mask, jobs)
-    restorer = FaceRestorer.from_pretrained(weights, device, detector, allow_download, precision)
+    restorer = FaceRestorer.from_pretrained(weights, device, detector, allow_download, precision, fidelity)
     return_freed_memory()
     keep_freed_memory()
     if demo:

@@ -595,3 +595,63 @@ def test_tensorboard_is_optional(monkeypatch, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "sgpn"):
         assert _tensorboard(tmp_path) is None
     assert "TensorBoard is not installed" in caplog.text
+
+
+# -- Short training ---------------------------------------------------------------------------------------------------
+
+
+def from_input(faces, folder, name, size, data_size, **path):
+    options = sgpn_options(
+        faces, folder, name, start_from_input=not path, train_shape=False, landmark_weight=0, gan=None
+    )
+    options["network_g"]["size"] = size
+    options["path"].update(path)
+    for section in options["datasets"].values():
+        section["size"] = data_size
+    del options["network_d"]
+    return options
+
+
+def test_a_network_smaller_than_the_pictures_sees_them_box_averaged(faces, tmp_path):
+    options = from_input(faces, tmp_path, "small", 64, 128)
+    model, batch = build_model(SGPNModel, options), first_batch(options)
+    model.feed_data(batch)
+    halved = torch.nn.functional.avg_pool2d(batch["lq"], 2)
+    torch.testing.assert_close(model.batch["lq"], halved)
+    torch.testing.assert_close(model.batch["points5"], (batch["points5"] + 0.5) / 2 - 0.5)
+    assert model.photo.shape[-1] == 128
+    values, sheet = model.validate_batch()
+    # Untrained, its output is its input.
+    assert values["psnr_output"] == pytest.approx(values["psnr_input"], abs=0.2)
+    assert sheet.shape[2] == 64
+
+
+def test_the_shape_is_that_of_the_whole_picture_at_the_networks_size(faces, tmp_path):
+    options = from_input(faces, tmp_path, "small", 64, 128)
+    model, batch = build_model(SGPNModel, options), first_batch(options)
+    model.feed_data(batch)
+    with torch.no_grad():
+        found, whole = model._input_shape(), model.prior(batch["lq"], batch["points5"])
+    torch.testing.assert_close(found.coeffs, whole.coeffs)
+    torch.testing.assert_close(found.landmarks, (whole.landmarks + 0.5) / 2 - 0.5, atol=1e-3, rtol=0)
+
+
+def test_a_small_network_is_trained_and_grown(faces, tmp_path):
+    small = run(tmp_path, from_input(faces, tmp_path, "small", 64, 128))
+    weights = str(small / "models" / "small_3.safetensors")
+    large = run(tmp_path, from_input(faces, tmp_path, "large", 128, 128, grow_from=weights))
+    line = log_lines(large, "val")[-1]
+    assert line["psnr_output"] == pytest.approx(line["psnr_input"], abs=1.0)
+    assert load_checkpoint(large / "models" / "large_3.safetensors").network("network_g").size == 128
+
+
+def test_a_fresh_texture_begins_at_zero_and_the_rest_as_it_was(faces, shape_run, tmp_path):
+    options = shape_options(faces, tmp_path, fresh_texture=True)
+    weights = shape_run / "models" / "shape_3.safetensors"
+    options["path"]["pretrain_network_shape"] = str(weights)
+    model = build_model(ShapeModel, options)
+    before = load_checkpoint(weights).weights["network_shape"]
+    after = copied(model.networks["network_shape"])
+    changed = {key for key in after if not torch.equal(after[key], before[key])}
+    assert changed <= {"final_layers.2.weight", "final_layers.2.bias"}
+    assert after["final_layers.2.weight"].abs().max() == 0
