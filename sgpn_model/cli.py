@@ -44,7 +44,7 @@ def _align(**options) -> int:
 
 
 def _start_long_run() -> None:
-    """Shows progress, and keeps memory that is freed: a training step on a CPU is several times faster for it."""
+    """Shows progress, and keeps memory that is freed, for each step takes what the one before it freed."""
     import logging
 
     from sgpn_model.memory import keep_freed_memory
