@@ -1,5 +1,6 @@
 """Many photos at once: the order, the bounds, the batches, what a failure costs, and stopping in the middle."""
 
+import functools
 import gc
 import os
 import signal
@@ -237,7 +238,9 @@ class TestTheCommand:
             "cpu",
         ]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        # Tests that run in the background of a shell inherit that Ctrl-C is ignored.
+        heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
         results = album / "results"
         while process.poll() is None and (not results.is_dir() or len(list(results.iterdir())) < 3):
             time.sleep(0.02)
