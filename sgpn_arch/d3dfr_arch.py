@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sgpn_arch.backbones import BACKBONES
+from sgpn_arch.face3d.prepared_regressor import PreparedRegressor
 from sgpn_arch.registry import ARCH_REGISTRY
 from sgpn_arch.released import d3dfr_options, load_d3dfr
 
@@ -57,6 +58,10 @@ class D3DFR(nn.Module):
         network = cls(**d3dfr_options(state_dict))
         load_d3dfr(network, state_dict)
         return network.eval()
+
+    def prepare(self, precision: str = "auto") -> PreparedRegressor:
+        """A copy for inference, called alike; see :meth:`sgpn_arch.face3d.shape_prior.ShapePrior.prepare`."""
+        return PreparedRegressor(self, precision)
 
     def forward(self, image: Tensor) -> Tensor:
         """RGB image (N, 3, 224, 224) in [0, 1] -> coefficients (N, id + exp + tex + 3 + 27 + 3).

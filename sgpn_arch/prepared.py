@@ -4,6 +4,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from copy import deepcopy
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -120,19 +121,17 @@ class CUDAEngine:
         self.busy = threading.Lock()
 
     def __call__(self, lq, render, coeffs, wanted: str):
-        inputs = [x for x in (lq, render if self.network.uses_render else None, coeffs) if x is not None]
+        inputs = (lq, render if self.network.uses_render else lq, coeffs)  # a network without rendering ignores it
         key = (wanted, *((x.shape, x.dtype) for x in inputs))
         with self.busy, torch.cuda.device(lq.device):
             if key not in self.graphs:
                 while len(self.graphs) >= GRAPHS:
                     self.graphs.popitem(last=False)
-                self.graphs[key] = Graph(
-                    lambda *x: self._run(x[0], x[1] if len(x) > 2 else None, x[-1], wanted), inputs
-                )
+                self.graphs[key] = Graph(partial(self._run, wanted), inputs)
             self.graphs.move_to_end(key)
             return self.graphs[key](inputs)
 
-    def _run(self, lq, render, coeffs, wanted: str):
+    def _run(self, wanted: str, lq, render, coeffs):
         with torch.autocast("cuda", self.dtype, enabled=self.dtype != torch.float32):
             if wanted == "none":
                 return self.network(lq, render, coeffs), {}

@@ -169,13 +169,14 @@ class PreparedEncoder:
 
 
 class PreparedFusion:
-    """A fusion for strips: hidden (P, C) and the features' rows (P, C) -> F (P, C) and the mask (P, C) or None."""
+    """A fusion for strips.
+
+    A subclass is called with hidden (P, C), what demodulates it (C,), and rows (P, C) of the features of the photo and of the
+    rendering (or None); it returns F (P, C) and the mask (P, C) or None.
+    """
 
     def __init__(self, fusion: nn.Module, work: Workspace):
         self.work = work
-
-    def __call__(self, hidden: Tensor, demodulation: Tensor, lq: Tensor, render: Tensor | None):
-        raise NotImplementedError
 
 
 class PreparedLQOnly(PreparedFusion):
@@ -216,7 +217,7 @@ class PreparedStyledConv:
         self.work = work
         conv = layer.conv
         weight = (conv.weight * conv.scale).detach()
-        self.channels, self.in_channels = weight.shape[:2]
+        self.channels = len(weight)
         if conv.blur is not None:
             self.hidden_strips = self._upsampled_strips
             self.weights = [kernel(part, work.dtype) for part in output_phases(weight)]

@@ -15,12 +15,9 @@ def keep_freed_memory() -> bool:
     the process's until it ends, so this is for commands, not for importing the library. Elsewhere than on glibc nothing
     happens.
     """
-    if not sys.platform.startswith("linux"):
+    mallopt = _of_c_library("mallopt", ctypes.c_int, ctypes.c_int)
+    if mallopt is None:
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:  # musl has none
-        return False
-    mallopt.argtypes, mallopt.restype = [ctypes.c_int, ctypes.c_int], ctypes.c_int
     settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 64 << 20}
     return min(mallopt(name, value) for name, value in settings.items()) == 1
 
@@ -30,11 +27,16 @@ def return_freed_memory() -> bool:
 
     After weights have been converted, their old copies leave holes that are too small for activations.
     """
-    if not sys.platform.startswith("linux"):
+    malloc_trim = _of_c_library("malloc_trim", ctypes.c_size_t)
+    if malloc_trim is None:
         return False
-    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if malloc_trim is None:  # musl has none
-        return False
-    malloc_trim.argtypes, malloc_trim.restype = [ctypes.c_size_t], ctypes.c_int
     malloc_trim(0)
     return True
+
+
+def _of_c_library(name: str, *arguments):
+    """A function of Linux' C library that returns an int; None elsewhere, and in a library without it, such as musl."""
+    function = getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
+    if function is not None:
+        function.argtypes, function.restype = arguments, ctypes.c_int
+    return function

@@ -12,7 +12,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sgpn_arch.d3dfr_arch import D3DFR
 from sgpn_arch.face3d.shape_prior import ShapePrior, ShapeResult
 from sgpn_arch.fusion_arch import mask_pictures
 from sgpn_arch.names import nearest
@@ -153,9 +152,7 @@ class FaceRestorer:
     ):
         self.device = torch.device(device)
         self.network = _ready(network, self.device, precision)
-        prior = prior.eval().to(self.device)
-        # Preparing relies on the order of the regressor's layers, which is known of our own only.
-        self.prior = prior.prepare() if isinstance(prior.regressor, D3DFR) else prior
+        self.prior = prior.eval().to(self.device).prepare()
         self.template = template
         self.detector = detector
         self.task = task

@@ -10,7 +10,6 @@ from sgpn_arch.face3d.crop224 import crop_to_224, invert_affine, released_crop_t
 from sgpn_arch.face3d.lighting import shade
 from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.face3d.normals import vertex_normals
-from sgpn_arch.face3d.prepared_regressor import PreparedRegressor
 from sgpn_arch.face3d.rasterizer import interpolate, rasterize
 
 PROTOCOLS = ("open", "released")
@@ -95,6 +94,8 @@ class ShapePrior(nn.Module):
     def prepare(self, precision: str = "auto") -> "ShapePrior":
         """The same prior for inference: called alike, with a faster copy of the regressor, which cannot be trained.
 
+        A regressor without a method ``prepare``, such as a plugin's, is used as it is.
+
         Args:
             precision: of the regressor; the geometry is float32. "auto" is "fp16" where the regressor is on CUDA, and "fp32"
                 on a CPU. "bf16" must be asked for: with it, landmarks on a crop of 512 move by some tenths of a pixel, and
@@ -103,9 +104,9 @@ class ShapePrior(nn.Module):
         Raises:
             ValueError: the precision is unknown.
         """
-        regressor = PreparedRegressor(self.regressor, precision)
-        prepared = ShapePrior(regressor, self.model, self.rasterizer, self.protocol)
-        return prepared.eval()
+        own = self.regressor
+        regressor = own.prepare(precision) if hasattr(own, "prepare") else own
+        return ShapePrior(regressor, self.model, self.rasterizer, self.protocol).eval()
 
     def forward(self, crop: Tensor, points5: Tensor) -> ShapeResult:
         """crop (N, 3, S, S) RGB in [-1, 1] and points5 (N, 5, 2) OpenCV pixels in it -> ShapeResult."""

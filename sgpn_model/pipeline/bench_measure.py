@@ -19,10 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
-from sgpn_arch.prepared import choose_precision
+from sgpn_arch.prepared import DTYPES, choose_precision
 from sgpn_model.pipeline.report import versions
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # The least and the most rounds of a measurement that is bounded by time alone, and how long one sample lasts at least.
 FEWEST_ROUNDS, MOST_ROUNDS, SHORTEST_SAMPLE = 3, 1000, 5e-3
 # The ceiling's convolution: 3x3 over so many channels in and out, so many pixels a side. A GPU needs more to be busy.

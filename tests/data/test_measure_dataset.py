@@ -1,21 +1,16 @@
 """The script that measures how fast a dataset is: it makes pictures, counts images, and says how many workers to start."""
 
 import argparse
-import importlib.util
-from pathlib import Path
 
 import cv2
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "measure_dataset.py"
+from oracles.script import load_script
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("measure_dataset", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("measure_dataset")
 
 
 def test_generated_pictures_are_square_and_compress_as_photos_do(script, tmp_path):

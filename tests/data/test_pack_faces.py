@@ -1,26 +1,20 @@
 """scripts/pack_faces.py: small pictures of one size, with their landmarks."""
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from skimage.data import astronaut
 
+from oracles.script import load_script
 from sgpn_data.face_dataset import FaceRestorationDataset
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "pack_faces.py"
 
 
 @pytest.fixture
 def script():
-    spec = importlib.util.spec_from_file_location("pack_faces", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("pack_faces")
 
 
 @pytest.fixture

