@@ -20,9 +20,9 @@ from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_arch.names import nearest
 from sgpn_model import distributed
 from sgpn_model.checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint, write_atomically
+from sgpn_model.optimizers import find_optimizer
 from sgpn_model.options import OptionError, check_keys
 
-OPTIMIZERS = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
 PRECISIONS = ("fp32", "bf16")
 SCHEDULES = ("constant", "cosine")
 COMMON_TRAIN_KEYS = {
@@ -200,12 +200,10 @@ class TrainingModel:
         if not isinstance(opt, Mapping):
             raise OptionError(f"train.{name}: this section is missing; write for instance {{type: Adam, lr: 2.0e-3}}")
         arguments = dict(opt)
-        kind = arguments.pop("type", "Adam")
-        if kind not in OPTIMIZERS:
-            raise OptionError(f"train.{name}.type: unknown optimiser '{kind}'{nearest(kind, OPTIMIZERS)}")
-        check_keys(arguments, {"lr", "betas", "weight_decay", "eps"}, f"train.{name}")
-        self.optimizers[name] = OPTIMIZERS[kind](parameters, **arguments)
-        self.base_rates[name] = arguments.get("lr", 1e-3)
+        optimizer_class = find_optimizer(opt, f"train.{name}")
+        arguments.pop("type", None)
+        self.optimizers[name] = optimizer_class(parameters, **arguments)
+        self.base_rates[name] = self.optimizers[name].defaults["lr"]
 
     def average(self, name: str) -> None:
         """Keeps an exponential moving average of a network's weights."""

@@ -17,6 +17,7 @@ from sgpn_arch.face3d.shape_prior import PROTOCOLS, ShapePrior
 from sgpn_arch.names import nearest
 from sgpn_arch.registry import DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
 from sgpn_data.degradation import DEGRADATIONS, build_degradation
+from sgpn_model.optimizers import find_optimizer
 from sgpn_model.options import (
     OptionError,
     Origins,
@@ -30,17 +31,9 @@ from sgpn_model.options import (
 from sgpn_model.pipeline.common import fill_registries
 from sgpn_model.pipeline.run_log import check_wandb
 from sgpn_model.pipeline.saving import check_best
-from sgpn_model.training_model import (
-    COMMON_TRAIN_KEYS,
-    OPTIMIZERS,
-    PRECISIONS,
-    TrainingModel,
-    check_speed,
-)
+from sgpn_model.training_model import COMMON_TRAIN_KEYS, PRECISIONS, SCHEDULES, TrainingModel, check_speed
 
 REQUIRED = ("name", "model_type", "datasets", "train")
-OPTIMIZER_KEYS = {"type", "lr", "betas", "weight_decay", "eps"}
-SCHEDULES = ("constant", "cosine")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -204,11 +197,7 @@ def _check_train(train: Mapping, model: type[TrainingModel]) -> None:
 def _check_optimizer(section: Mapping | None, where: str) -> None:
     if section is None:
         return  # one that the stage may not need; it says so itself
-    check_keys(section, OPTIMIZER_KEYS, where)
-    if section.get("type", "Adam") not in OPTIMIZERS:
-        raise OptionError(
-            f"{where}.type: unknown optimiser '{section['type']}'{nearest(str(section['type']), OPTIMIZERS)}"
-        )
+    find_optimizer(section, where)
 
 
 def _check_files(options: Mapping) -> None:
