@@ -28,7 +28,8 @@ from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.face3d.rasterizer import rasterize
 from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_data.face_dataset import FaceRestorationDataset
-from sgpn_model.restorer import load_networks
+from sgpn_model.checkpoint import load_checkpoint
+from sgpn_model.restorer import find_weights
 from sgpn_model.shape_model import face_region
 
 FACING = 0.15  # least cosine between normal and line of sight of a vertex that is read
@@ -195,7 +196,8 @@ def main() -> None:
     parser.add_argument("--modes", type=int, default=40)
     parser.add_argument("--every", type=int, default=1, help="take every n-th photo only")
     arguments = parser.parse_args()
-    prior = load_networks(arguments.weights)[1].eval()
+    checkpoint = load_checkpoint(find_weights(arguments.weights))
+    prior = ShapePrior(checkpoint.network("network_shape"), checkpoint.morphable_model()).eval()
     dataset = FaceRestorationDataset(
         {"dataroot": arguments.folders, "size": 256, "degradation": None, "use_hflip": False, "phase": "test"}
     )

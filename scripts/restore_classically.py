@@ -32,18 +32,23 @@ def restore(image: np.ndarray, sigma: float) -> np.ndarray:
     return np.rint(np.clip(sharp[BORDER:-BORDER, BORDER:-BORDER], 0, 1) * 255).astype(np.uint8)
 
 
+def restore_folder(folder: Path, output: Path, sigma: float) -> int:
+    """Restores every PNG of a folder; returns how many there were."""
+    output.mkdir(parents=True, exist_ok=True)
+    pictures = sorted(folder.glob("*.png"))
+    for path in pictures:
+        cv2.imwrite(str(output / path.name), restore(cv2.imread(str(path)), sigma))
+    return len(pictures)
+
+
 def main() -> None:
-    """Restores every PNG of the folder."""
+    """Restores the folder that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("-o", "--output", required=True, type=Path)
     parser.add_argument("--sigma", type=float, default=1.5)
     arguments = parser.parse_args()
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    pictures = sorted(arguments.folder.glob("*.png"))
-    for path in pictures:
-        cv2.imwrite(str(arguments.output / path.name), restore(cv2.imread(str(path)), arguments.sigma))
-    print(f"{len(pictures)} pictures in {arguments.output}")
+    print(f"{restore_folder(arguments.folder, arguments.output, arguments.sigma)} pictures in {arguments.output}")
 
 
 if __name__ == "__main__":

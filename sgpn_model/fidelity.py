@@ -1,8 +1,12 @@
 """Fidelity, from 0 to 1: how much of a restored face is taken back to its photo, from large forms to fine detail."""
 
+from numbers import Real
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from sgpn_model.options import OptionError
 
 # What the finest detail measures beside the next finer one, in a photo that is worth restoring whole and in one that has
 # detail of its own; measured on 45 faces of 256 px at each level: severe 0.27-0.30, medium 0.30-0.46, mild 0.39-1.0, untouched
@@ -11,6 +15,13 @@ POOR, GOOD = 0.36, 0.52
 MOST = 0.83  # more than that brings the photo's noise back
 BANDS = 6  # of the pyramid; at 256 px the coarsest is 8 px wide
 SMALLEST = 4  # pixels, of the coarsest band
+
+
+def checked_fidelity(fidelity: float | str) -> float | str:
+    """A user's wish, a number from 0 to 1 or "auto", as it is; anything else raises OptionError."""
+    if fidelity == "auto" or (isinstance(fidelity, Real) and 0 <= fidelity <= 1):
+        return fidelity
+    raise OptionError(f"fidelity is {fidelity!r}: give a number from 0 to 1, or auto")
 
 
 def estimated_fidelity(photo: Tensor) -> Tensor:
@@ -39,7 +50,7 @@ def _detail(images: Tensor) -> Tensor:
     return band[..., top : images.shape[-2] - top, left : images.shape[-1] - left].abs().mean((1, 2, 3))
 
 
-def blend(restored: Tensor, photo: Tensor, fidelity: float | Tensor) -> Tensor:
+def blend(restored: Tensor, photo: Tensor, fidelity: float | str | Tensor) -> Tensor:
     """Mixes a restoration with its photo, band by band of a Laplacian pyramid (a choice of ours).
 
     CodeFormer has such a control, but conditions its network by it. Here the photo takes over one band after the other,
@@ -47,7 +58,8 @@ def blend(restored: Tensor, photo: Tensor, fidelity: float | Tensor) -> Tensor:
     photo's and the detail is the restoration's. 0 gives the restoration as it is, 1 the photo as it is.
 
     Args:
-        restored, photo: (N, C, H, W) of any range, of the same size. fidelity: 0..1, or (N,) of them.
+        restored, photo: (N, C, H, W) of any range, of the same size.
+        fidelity: 0..1, or (N,) of them; "auto" estimates it from each photo's own detail.
 
     Returns:
         (N, C, H, W); continuous in ``fidelity``.
@@ -57,6 +69,8 @@ def blend(restored: Tensor, photo: Tensor, fidelity: float | Tensor) -> Tensor:
     """
     if restored.shape != photo.shape:
         raise ValueError(f"restored {tuple(restored.shape)} and photo {tuple(photo.shape)} must have the same shape")
+    if isinstance(fidelity, str) and fidelity == "auto":
+        fidelity = estimated_fidelity(photo)
     values = torch.as_tensor(fidelity, dtype=torch.float32, device=photo.device)
     if not (((values >= 0) & (values <= 1)).all() and values.shape in ((), photo.shape[:1])):
         raise ValueError(f"fidelity is {fidelity!r}; expected a number from 0 to 1, or one for each of the pictures")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sgpn_arch.fusion_arch import AFFB
 from sgpn_arch.released import PriorReport, init_from_prior
+from sgpn_arch.sft_arch import ChannelSplitSFT
 from sgpn_arch.sgpn_arch import SGPN
 from sgpn_arch.stylegan2_arch import ConcatStyleGAN2Generator
 from sgpn_model.checkpoint import CheckpointError, load_checkpoint, load_weights, read_pickle
@@ -115,14 +116,31 @@ def _show_photo(network: SGPN) -> None:
         first = encoder.stages[0]
         first.conv.weight[:6] = _plus_minus() / first.conv.scale
         first.bias[:6] = 0
-    fusion = network.decoder.convs[-1].fusion
+    fusion, to_rgb = network.decoder.convs[-1].fusion, network.decoder.to_rgbs[-1].conv
+    _pass_photo_on(fusion)
+    shown = _photo_channels(to_rgb, fusion)
+    to_rgb.modulation.weight[shown] = 0
+    to_rgb.weight[:, shown] += _photo_to_rgb(to_rgb)
+
+
+def _pass_photo_on(fusion: nn.Module) -> None:
+    """Lets six channels of the photo's features through as they are."""
     if isinstance(fusion, AFFB):
         fusion.mask.weight[:6] = 0
         fusion.mask.bias[:6] = TRUST
-    to_rgb = network.decoder.to_rgbs[-1].conv
-    half = to_rgb.weight.shape[1] // 2
-    to_rgb.modulation.weight[half : half + 6] = 0
-    to_rgb.weight[:, half : half + 6] += _photo_to_rgb(to_rgb)
+    if isinstance(fusion, ChannelSplitSFT):
+        fusion.scale.weight[:6] = 0
+        fusion.scale.bias[:6] = -1  # nothing of the prior's
+        fusion.shift.weight[:6] = torch.eye(fusion.channels)[:6, :, None, None] / fusion.shift.scale
+        fusion.shift.bias[:6] = 0
+
+
+def _photo_channels(to_rgb: nn.Module, fusion: nn.Module) -> slice:
+    """Where these six are in what ToRGB gets: in the fused half, and of it behind what ChannelSplitSFT leaves as it is."""
+    start = to_rgb.weight.shape[1] // 2
+    if isinstance(fusion, ChannelSplitSFT):
+        start += fusion.channels - fusion.modulated
+    return slice(start, start + 6)
 
 
 def _plus_minus() -> Tensor:
@@ -158,9 +176,8 @@ def grow(network: SGPN, path: str) -> None:
     load_weights(network, {**ours, **renamed}, path)
     _take_first_stage(network, small)
     to_rgb = network.decoder.to_rgbs[-2].conv
-    half = to_rgb.weight.shape[1] // 2
-    with torch.no_grad():
-        to_rgb.weight[:, half : half + 6] -= _photo_to_rgb(to_rgb)  # the photo comes in at the finest scale now
+    with torch.no_grad():  # the photo comes in at the finest scale now
+        to_rgb.weight[:, _photo_channels(to_rgb, network.decoder.convs[-3].fusion)] -= _photo_to_rgb(to_rgb)
 
 
 def _grown_name(key: str) -> str:

@@ -31,7 +31,7 @@ from sgpn_data.masks import fill_hole
 from sgpn_data.tensors import to_images, to_tensor
 from sgpn_model.checkpoint import FORMAT, Checkpoint, CheckpointError, load_checkpoint
 from sgpn_model.detection import Detection, Detector, build_detector
-from sgpn_model.fidelity import blend, estimated_fidelity
+from sgpn_model.fidelity import blend, checked_fidelity
 from sgpn_model.options import OptionError
 from sgpn_model.stream import stream
 
@@ -156,7 +156,7 @@ class FaceRestorer:
         self.template = template
         self.detector = detector
         self.task = task
-        self.fidelity = _checked_fidelity(fidelity)
+        self.fidelity = checked_fidelity(fidelity)
 
     @classmethod
     def from_pretrained(
@@ -364,7 +364,7 @@ class FaceRestorer:
         shape = self.prior(crops, points)
         images, pictures = self._through_network(crops, shape)
         if all(face.hole is None for face in faces):
-            images = blend(images, crops, estimated_fidelity(crops) if self.fidelity == "auto" else self.fidelity)
+            images = blend(images, crops, self.fidelity)
         finest = [None] * len(faces) if pictures is None else to_grey_images(pictures, self.size)
         results = zip(
             to_images(images), to_images(shape.render), finest, shape.coeffs.float().cpu().numpy(), strict=True
@@ -379,12 +379,6 @@ class FaceRestorer:
         images, masks = self.network(crops, shape.render, shape.coeffs, return_masks=True)
         pictures = mask_pictures(masks)
         return images, pictures[max(pictures)] if pictures else None
-
-
-def _checked_fidelity(fidelity: float | str) -> float | str:
-    if fidelity == "auto" or (isinstance(fidelity, int | float) and 0 <= fidelity <= 1):
-        return fidelity
-    raise OptionError(f"fidelity is {fidelity!r}: give a number from 0 to 1, or auto")
 
 
 def _ready(network: torch.nn.Module, device: torch.device, precision: str) -> torch.nn.Module:

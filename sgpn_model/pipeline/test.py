@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,6 +17,7 @@ from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_arch.fusion_arch import mask_pictures
 from sgpn_arch.registry import METRIC_REGISTRY
 from sgpn_data.tensors import to_images, to_tensor
+from sgpn_model.fidelity import blend, checked_fidelity
 from sgpn_model.image_io import READ_SUFFIXES, ImageError, read_photo, write_picture
 from sgpn_model.metrics import MetricUnavailable, landmark_error, psnr, rendering_error
 from sgpn_model.options import TOP_LEVEL, OptionError, build, check_keys, check_numbers, read_options
@@ -75,13 +77,14 @@ def evaluate(
     options_path: str,
     overrides: Iterable[str] = (),
     device: str | None = None,
-    restorers: Mapping[str, str] | None = None,
+    restorers: Mapping[str, Any] | None = None,
     save_inputs: str | None = None,
 ) -> Scores:
     """Scores the degraded input and every restorer of an option file face by face, and writes nothing but the inputs.
 
-    ``restorers`` of the file maps a row's name to weights (a shipped name or a checkpoint file) or to a folder of
-    pictures that were restored elsewhere, see :class:`FolderRestorer`; one that is not there is left out with a warning.
+    ``restorers`` of the file maps a row's name to weights (a shipped name or a checkpoint file, or ``{weights: ...,
+    fidelity: 0..1 or auto}``) or to a folder of pictures that were restored elsewhere, see :class:`FolderRestorer`; one
+    that is not there is left out with a warning.
     ``metrics`` lists registered metrics; ``landmark_error``, which a regressor measures, is always given, and the error
     of a restorer's own shape prior where it has one. ``judge`` names the weights whose regressor looks for the
     landmarks (default: the shipped ones).
@@ -169,6 +172,10 @@ def check_restorers(restorers: Mapping) -> None:
     for name, place in restorers.items():
         if name in (INPUT, TRUTH):
             raise OptionError(f"restorers.{name}: the table has a row of this name already; choose another")
+        if isinstance(place, Mapping):
+            check_keys(place, {"weights", "fidelity"}, f"restorers.{name}")
+            checked_fidelity(place.get("fidelity", 0.0))
+            place = place.get("weights")
         if not isinstance(place, str) or not place:
             raise OptionError(f"restorers.{name}: expected weights or a folder, found {place!r}")
 
@@ -194,9 +201,11 @@ def _build_metrics(names: Iterable[str], device: torch.device, scores: Scores) -
     return metrics
 
 
-def _load_restorers(opt: Mapping[str, str], device: torch.device, scores: Scores) -> dict[str, Callable]:
+def _load_restorers(opt: Mapping[str, Any], device: torch.device, scores: Scores) -> dict[str, Callable]:
     rows: dict[str, Callable] = {}
-    for name, place in opt.items():
+    for name, given in opt.items():
+        fidelity = given.get("fidelity", 0.0) if isinstance(given, Mapping) else 0.0
+        place = given["weights"] if isinstance(given, Mapping) else given
         if Path(place).is_dir():
             rows[name] = FolderRestorer(place)
             continue
@@ -205,7 +214,7 @@ def _load_restorers(opt: Mapping[str, str], device: torch.device, scores: Scores
         except ValueError as error:
             scores.leave_out(f"the row '{name}': {error}; nor is it a folder")
             continue
-        rows[name] = CropRestorer(place, device)
+        rows[name] = CropRestorer(place, device, fidelity)
     return rows
 
 
@@ -233,7 +242,8 @@ class Restored:
 class CropRestorer:
     """Restores batches of aligned crops with the networks of one checkpoint, at whatever size the crops have."""
 
-    def __init__(self, weights: str, device: torch.device | str):
+    def __init__(self, weights: str, device: torch.device | str, fidelity: float | str = 0.0):
+        self.fidelity = fidelity
         network, prior, _ = load_networks(weights)
         self.network = network.eval().to(device, memory_format=torch.channels_last)
         self.prior = prior.eval().to(device)
@@ -250,7 +260,7 @@ class CropRestorer:
             PRIOR_LANDMARK_ERROR: landmark_error(shape.landmarks, landmarks).tolist(),
             PRIOR_RENDERING_ERROR: rendering_error(shape.render, shape.mask, _resize(batch["hq"], own)).tolist(),
         }
-        images = _resize(images, size).clamp(-1, 1)
+        images = _resize(blend(images, crops, self.fidelity), size).clamp(-1, 1)
         return Restored(images, [True] * len(images), shape.render, mask_pictures(masks), errors)
 
     def notes(self) -> list[str]:

@@ -37,7 +37,7 @@ def small():
     return network
 
 
-@pytest.mark.parametrize("changes", [{}, {"fusion": "LQOnly"}, {"share_encoder": False}])
+@pytest.mark.parametrize("changes", [{}, {"fusion": "LQOnly"}, {"fusion": "ChannelSplitSFT"}, {"share_encoder": False}])
 def test_a_fresh_network_returns_its_photo(changes):
     torch.manual_seed(0)
     network = build_network({**OPTIONS, **changes}).eval()

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Makes the default weights from photos of faces, stage after stage; stopped and called again, it goes on where it was.
+#
+#   scripts/train_open.sh [FACES512 [FACES256]]
+#
+# FACES: folders of aligned faces (`sgpn align`); default ../shared/faces512/train and ../shared/faces256/train.
+# REGRESSOR=FILE: a shape regressor to begin with; without it, one is trained from BACKBONE=FILE, torchvision's ImageNet
+# MobileNetV2, or without that from nothing. COMPARE=1 trains, after the default weights, the comparisons of docs/model_card.md.
+# What is made lies in experiments/; the last file is experiments/sgpn_open.safetensors, in half precision.
+set -eu
+faces=${1:-../shared/faces512/train}; more=${2-../shared/faces256/train}
+out=experiments; mkdir -p "$out"
+data="datasets.train.dataroot=[$faces${more:+, $more}]"
+here=$(cd "$(dirname "$0")" && pwd)
+
+train() { sgpn train "$1" --auto-resume --set "$data" "path.experiments_root=$out" "${@:2}"; }
+newest() { ls -t "$out/$1/models/"*.safetensors | head -1; }
+
+# 1. The shape prior: regressor, textures learnt from the photos, and the regressor fitted to these.
+regressor=${REGRESSOR:-}
+if [ -z "$regressor" ]; then
+    train options/train/shape_open.yml ${BACKBONE:+path.pretrain_backbone=$BACKBONE}
+    regressor=$(newest shape_open)
+fi
+textures=$out/open_face_textures.safetensors shape=$out/regressor.safetensors
+[ -f "$textures" ] || python "$here/learn_texture_basis.py" "$faces" --weights "$regressor" --every 2 -o "$textures"
+[ -f "$shape" ] || python "$here/refit_regressor.py" "$faces" --weights "$regressor" --morphable-model "$textures" -o "$shape"
+prior=("path.pretrain_network_shape=$shape" "path.morphable_model=$textures")
+
+# 2. The generator: first at 128 px, then grown to 256 px.
+train options/train/sgpn_open_128.yml "${prior[@]}"
+train options/train/sgpn_open_256_grown.yml "${prior[@]}" "path.grow_from=$(newest sgpn_open_128)"
+python "$here/ship_weights.py" "$(newest sgpn_open_256_grown)" --output "$out/sgpn_open.safetensors"
+
+# 3. The comparisons: three networks of one size, of which one is ours, trained alike.
+[ -n "${COMPARE:-}" ] || exit 0
+for name in sgpn variant_a gfpgan_style; do
+    train "options/compare/${name}_128.yml" "${prior[@]}"
+done
