@@ -22,7 +22,7 @@ from restore_classically import restore_folder
 from sgpn_data.tensors import to_images
 from sgpn_model.image_io import write_picture
 from sgpn_model.options import read_options
-from sgpn_model.pipeline.common import build_dataset
+from sgpn_model.pipeline.common import build_dataset, fill_registries
 from sgpn_model.pipeline.report import INPUT, TRUTH, Scores, markdown, write_report
 from sgpn_model.pipeline.test import evaluate, parse_restorers
 
@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", default="experiments/levels", type=Path)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    fill_registries()
     restorers = {
         **parse_restorers(arguments.restorer),
         "SGPN": arguments.weights,

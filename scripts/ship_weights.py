@@ -14,7 +14,7 @@ from sgpn_model.restorer import WEIGHTS_FOLDER
 
 PROVENANCE = {
     "licence": "Apache-2.0",
-    "data": "about 3,500 face photos from public repositories; see docs/default_model.md",
+    "data": "about 3,500 face photos from public repositories; see docs/model_card.md",
     "backbone": "network_shape started from torchvision's ImageNet MobileNetV2 (BSD-3-Clause)",
 }
 

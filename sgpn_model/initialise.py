@@ -93,6 +93,8 @@ def _state_dict(content) -> Mapping[str, Tensor]:
 
 # Through two fused leaky ReLUs (slope 0.2, gain sqrt 2), x and -x come out as values whose difference is 2.08 x.
 AFTER_ONE, AFTER_TWO = 1.2 * 2**0.5, 2.08
+# After the encoder's blur, these taps make about the mean of two pixels, as which the small network knew its photo.
+UNBLUR = torch.tensor([-0.5, 2.0, -0.5])
 TRUST = 8.0  # bias of a mask that is to be 1: sigmoid(8) = 0.9997
 
 
@@ -187,13 +189,14 @@ def _grown_name(key: str) -> str:
 
 @torch.no_grad()
 def _take_first_stage(network: SGPN, small: SGPN) -> None:
-    """The small network's 1x1 convolution of RGB becomes the middle of a 3x3 one on RGB's six channels, after the blur."""
+    """The small network's 1x1 convolution of RGB becomes a 3x3 one on RGB's six channels, after the blur."""
     pairs = ((network.encoder, small.encoder), (network.render_encoder, small.render_encoder))
     for encoder, own in (pair for pair in pairs if pair[0] is not None):
         before, after = own.stages[0], encoder.stages[1]
         colours = (before.conv.weight * before.conv.scale)[:, :, 0, 0] / AFTER_ONE
         after.conv.weight.zero_()
-        after.conv.weight[:, :6, 1, 1] = torch.cat([colours, -colours], dim=1) / after.conv.scale
+        both = torch.cat([colours, -colours], dim=1)[:, :, None, None]
+        after.conv.weight[:, :6] = both * torch.outer(UNBLUR, UNBLUR) / after.conv.scale
         after.bias.copy_(before.bias)
 
 

@@ -80,7 +80,7 @@ def test_a_grown_network_does_what_the_small_one_did(small, tmp_path):
         correction = small(*halves, coeffs) - halves[0]
     wanted = F.interpolate(correction, size=128, mode="bilinear", align_corners=False)
     inner = (..., slice(16, -16), slice(16, -16))  # the filters pad with zeros
-    assert (found - wanted)[inner].abs().mean() < 0.15 * wanted[inner].abs().mean()
+    assert (found - wanted)[inner].abs().mean() < 0.1 * wanted[inner].abs().mean()
 
 
 def test_only_a_network_of_half_the_size_grows(small, tmp_path):

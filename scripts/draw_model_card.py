@@ -1,0 +1,90 @@
+"""Draws the pictures of docs/model_card.md: renderings of the same faces at every level, and restorations side by side.
+
+python scripts/draw_model_card.py --levels-folder experiments/levels -o docs/images \\
+    --restorer "variant A=experiments/compare_variant_a_128/models/compare_variant_a_128_600.safetensors"
+
+Only faces whose licence lets them be shown: CC0, public domain, and CC-BY (the Face Research Lab London Set). Lanczos's and the
+classical pictures are those that scripts/judge_levels.py left in the levels' folder.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from sgpn_data.tensors import to_images
+from sgpn_model.image_io import write_picture
+from sgpn_model.options import read_options
+from sgpn_model.pipeline.common import build_dataset, fill_registries
+from sgpn_model.pipeline.report import labelled_grid
+from sgpn_model.pipeline.test import CropRestorer, FolderRestorer, parse_restorers
+
+OPTIONS = Path(__file__).parents[1] / "options" / "test"
+SHAPE_LEVELS, LEVELS = ("clean", "mild", "medium", "severe"), ("mild", "medium", "severe")
+SHAPE_FACES = (
+    "faker_3e48c2a2c676",
+    "london_5a8f71271805",
+    "pif_88e06e08f9e3",
+    "london_a86d7629f25f",
+    "pif_0258466c5470",
+)
+FACES = {"mild": SHAPE_FACES[:2], "medium": SHAPE_FACES[1:4], "severe": SHAPE_FACES[2:]}
+
+
+def items(level: str, names: tuple[str, ...]) -> dict:
+    """A batch of the named faces at a level, with the seed of the tests."""
+    fill_registries()
+    options, _ = read_options(str(OPTIONS / "open_mild.yml"), [f"datasets.test.degradation.preset={level}"])
+    dataset = build_dataset(options["datasets"]["test"], "test")
+    places = {Path(path).stem: number for number, path in enumerate(dataset.paths)}
+    chosen = [dataset[places[name]] for name in names]
+    return {key: torch.stack([item[key] for item in chosen]) for key in ("lq", "hq", "points5", "landmarks68")}
+
+
+def draw_shapes(restorer: CropRestorer) -> dict[str, list]:
+    """Columns: for every level the photo, and its rendering laid on it."""
+    columns = {}
+    for level in SHAPE_LEVELS:
+        batch = items(level, SHAPE_FACES)
+        render = restorer(batch, SHAPE_FACES).render
+        covered = (render > -1).any(dim=1, keepdim=True)
+        photo = F.interpolate(batch["lq"], size=render.shape[-1])
+        columns[level] = list(to_images(photo))
+        columns[f"{level}: rendering"] = list(to_images(torch.where(covered, render, photo)))
+    return columns
+
+
+def draw_restorations(restorers: dict, folder: Path) -> tuple[dict[str, list], list[str]]:
+    """Columns: the input, each method and the truth; rows: faces, from mild to severe."""
+    columns: dict[str, list] = {}
+    names = []
+    for level in LEVELS:
+        batch, faces = items(level, FACES[level]), FACES[level]
+        simple = {name: FolderRestorer(folder / level / name) for name in ("lanczos", "classical")}
+        columns.setdefault("input", []).extend(to_images(batch["lq"]))
+        for name, restorer in {**simple, **restorers}.items():
+            columns.setdefault(name, []).extend(to_images(restorer(batch, faces).images))
+        columns.setdefault("truth", []).extend(to_images(batch["hq"]))
+        names += [level] * len(faces)
+    return columns, names
+
+
+def main() -> None:
+    """Draws both."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--restorer", action="append", default=[], metavar="NAME=WEIGHTS")
+    parser.add_argument("--weights", default="default")
+    parser.add_argument("--levels-folder", type=Path, default="experiments/levels")
+    parser.add_argument("-o", "--output", type=Path, default="docs/images")
+    arguments = parser.parse_args()
+    ours = CropRestorer(arguments.weights, "cpu")
+    shapes = labelled_grid(draw_shapes(ours), [""] * len(SHAPE_FACES))
+    write_picture(arguments.output / "open_shapes.jpg", shapes)
+    others = {name: CropRestorer(place, "cpu") for name, place in parse_restorers(arguments.restorer).items()}
+    columns, names = draw_restorations({**others, "SGPN": ours}, arguments.levels_folder)
+    write_picture(arguments.output / "open_levels.jpg", labelled_grid(columns, names))
+
+
+if __name__ == "__main__":
+    main()
