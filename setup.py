@@ -10,7 +10,8 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "sgpn.py").read_text(encoding="utf-8"))[1]
 
 TRAIN = ["tensorboard"]
-METRICS = ["lpips>=0.1.4", "matplotlib>=3.8", "torch-fidelity>=0.3"]
+# PyWavelets: scikit-image estimates noise with it, in scripts/restore_classically.py.
+METRICS = ["lpips>=0.1.4", "matplotlib>=3.8", "torch-fidelity>=0.3", "PyWavelets>=1.6"]
 TEST = TRAIN + METRICS + ["pytest>=8", "hypothesis>=6", "pytest-benchmark>=5", "torchmetrics>=1.4"]
 
 

@@ -136,7 +136,7 @@ def save_checkpoint(
         metadata[MODEL_PREFIX] = _describe(morphable_model)
         if metadata[MODEL_PREFIX]["embedded"]:
             own = morphable_model.tensors().items()
-            tensors.update({f"{MODEL_PREFIX}.{key}": _stored(value, None) for key, value in own})
+            tensors.update({f"{MODEL_PREFIX}.{key}": _stored(value, _smallest_type(value)) for key, value in own})
     for key, value in tensors.items():
         if not torch.isfinite(value).all():
             raise CheckpointError(f"{path}: not written, for '{key}' holds NaN or infinity in {value.dtype}")
@@ -153,6 +153,12 @@ def _describe(model: MorphableModel) -> dict[str, Any]:
         "embedded": embedded,
         "face_normals": model.face_normals,
     }
+
+
+def _smallest_type(value: Tensor) -> torch.dtype | None:
+    """Half precision for what is not changed by it, as the bases of a model that was saved so."""
+    exact = value.is_floating_point() and torch.equal(value.half().to(value.dtype), value)
+    return torch.float16 if exact else None
 
 
 def _stored(value: Tensor, dtype: torch.dtype | None) -> Tensor:

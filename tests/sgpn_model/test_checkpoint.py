@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_model.checkpoint import (
     FORMAT,
     CheckpointError,
@@ -48,6 +49,20 @@ class TestRoundTrip:
                 found = checkpoint.weights[name][key]
                 assert found.dtype == value.dtype and torch.equal(found, value), key
         assert states["network_g"]["1.num_batches_tracked"].dtype == torch.int64
+
+    def test_a_morphable_model_that_is_exact_in_half_precision_takes_half_the_room(self, tmp_path):
+        open_model = MorphableModel.open()
+        half = {key: value.half().float() for key, value in open_model.tensors().items() if value.is_floating_point()}
+        files = []
+        for factor in (1.0, 1.0001):
+            tensors = {**open_model.tensors(), **half, "shape_mean": half["shape_mean"] * factor + 0.001}
+            tensors["tex_basis"] = tensors["tex_basis"] * factor
+            model = MorphableModel(**tensors, name="mine", face_normals=open_model.face_normals)
+            path = tmp_path / f"{factor}.safetensors"
+            save_checkpoint(path, {}, {"archs": {}}, None, model)
+            assert load_checkpoint(path).morphable_model().fingerprint() == model.fingerprint()
+            files.append(path.stat().st_size)
+        assert files[1] - files[0] == 2 * half["tex_basis"].numel()
 
     def test_half_precision_comes_back_as_float32_and_integers_stay(self, saved, tmp_path):
         _, states = saved

@@ -358,6 +358,18 @@ def test_several_checkpoints_face_by_face(options, tiny_weights, tmp_path):
     assert scores.table()["seed 0"]["psnr"] == pytest.approx(np.mean(one))
 
 
+def test_fidelity_takes_a_row_back_to_its_input(options, tiny_weights, tmp_path):
+    rows = {f"at {value}": {"weights": tiny_weights, "fidelity": value} for value in (0, 0.5, 1, "auto")}
+    opt = {**options, "restorers": {"plain": tiny_weights, **rows}, "metrics": ["psnr"]}
+    scores = pipeline.evaluate(write(tmp_path, opt))
+    found = {row: columns["psnr"] for row, columns in scores.per_face.items() if "psnr" in columns}
+    assert found["at 0"] == found["plain"]
+    # The random network's own size is another than the pictures', which are resized to it and back.
+    plain, half, whole, given = (np.array(found[row]) for row in ("plain", "at 0.5", "at 1", INPUT))
+    assert (plain < half).all() and (half < whole).all() and (whole > given - 3).all()
+    assert (np.array(found["at auto"]) >= plain).all()
+
+
 def test_faces_of_one_name_and_unusable_ones(options, faces, tmp_path):
     """The second '0' gets another name; a broken picture is not replaced by its neighbour's second score."""
     for folder in ("a", "b"):
@@ -467,6 +479,9 @@ def test_without_landmarks_and_degradation_what_cannot_be_measured_is_left_out(o
         ("path={experiments_root: x}", "path: has no meaning"),
         ("model_type=SGPNModel", "model_type: has no meaning for `sgpn test`, which takes datasets, device"),
         ("restorers={x: 3}", "restorers.x: expected weights or a folder, found 3"),
+        ("restorers={x: {weights: default, fidelity: 2}}", "fidelity is 2: give a number from 0 to 1, or auto"),
+        ("restorers={x: {weight: default}}", "restorers.x.weight: unknown option"),
+        ("restorers={x: {fidelity: 1}}", "restorers.x: expected weights or a folder, found None"),
         ("restorers=[x]", "restorers: expected a mapping"),
         ("metrics=[pnsr]", "metrics.pnsr: unknown option.*'psnr'"),
         ("metrics=[calculate_psnr]", "metrics.calculate_psnr: unknown option"),
