@@ -229,6 +229,8 @@ def paste_face(
     crop_size: int | None = None,
     mask: np.ndarray | None = None,
     in_place: bool = False,
+    crop: np.ndarray | None = None,
+    keep: float = 0.0,
 ) -> np.ndarray:
     """Puts ``face`` (F, F, 3) uint8 back where ``align_face`` took it from.
 
@@ -236,8 +238,11 @@ def paste_face(
     size than it was cut at fits too. ``mask`` (F, F) float in 0..1 weighs the face (default
     ``feather_mask(F)``). Where the face is magnified it is interpolated bicubically (bilinear would soften
     the restoration); where it shrinks, area-averaged. Only the face's bounding box is read and written: every
-    other byte of the photo is unchanged. Returns a copy, or ``photo`` itself when ``in_place``. A face wholly
-    outside the photo changes nothing. Raises ValueError for bad shapes.
+    other byte of the photo is unchanged.
+
+    ``keep``, from 0 to 1, says how much stays of what the photo shows and ``crop`` (F, F, 3), which was cut out
+    of it there, does not: the detail of a photo that is larger. Returns a copy, or ``photo`` itself when
+    ``in_place``. A face wholly outside the photo changes nothing. Raises ValueError for bad shapes.
     """
     _check_photo(photo, "paste_face: photo")
     _check_photo(face, "paste_face: face")
@@ -245,11 +250,14 @@ def paste_face(
     mask = feather_mask(size) if mask is None else np.asarray(mask, np.float32)
     if face.shape[:2] != (size, size) or mask.shape != (size, size):
         raise ValueError(f"paste_face: face and mask must be square and equal, got {face.shape} and {mask.shape}")
+    if keep:
+        # What is warped is linear: (face - keep * crop) comes to keep * (photo - crop) + face when the photo is added.
+        face = face.astype(np.float32) - np.float32(keep) * crop
     result = photo if in_place else photo.copy()
     to_photo = invert_similarity(rescale_matrix(matrix, crop_size or size, size))
     box = _target_box(photo.shape, size, to_photo)
     if box is not None:
-        _blend(result, face, mask, to_photo, box)
+        _blend(result, face, mask, to_photo, box, keep)
     return result
 
 
@@ -260,15 +268,15 @@ def _target_box(shape, size, to_photo):
     return (left, top, right, bottom) if left < right and top < bottom else None
 
 
-def _blend(photo, face, mask, to_photo, box):
+def _blend(photo, face, mask, to_photo, box, keep):
     left, top, right, bottom = box
     # A face that fills a huge photo is blended strip by strip, for that is done in float32.
     rows = max(1, STRIP_PIXELS // (right - left))
     for start in range(top, bottom, rows):
-        _blend_strip(photo, face, mask, to_photo, (left, start, right, min(start + rows, bottom)))
+        _blend_strip(photo, face, mask, to_photo, (left, start, right, min(start + rows, bottom)), keep)
 
 
-def _blend_strip(photo, face, mask, to_photo, box):
+def _blend_strip(photo, face, mask, to_photo, box, keep):
     left, top, right, bottom = box
     canvas = (int(right - left), int(bottom - top))
     to_box = to_photo - [[0, 0, left], [0, 0, top]]
@@ -278,7 +286,7 @@ def _blend_strip(photo, face, mask, to_photo, box):
     weight = warp(mask, to_box, canvas, "constant")[..., None]
     moved = warp(face, to_box, canvas, "replicate", interpolation=cv2.INTER_CUBIC).astype(np.float32)
     region = photo[top:bottom, left:right]
-    blended = region + weight * (moved - region)
+    blended = region + weight * (moved - np.float32(1 - keep) * region)
     region[...] = np.clip(np.rint(blended), 0, 255).astype(np.uint8)
 
 

@@ -31,7 +31,7 @@ from sgpn_data.masks import fill_hole
 from sgpn_data.tensors import to_images, to_tensor
 from sgpn_model.checkpoint import FORMAT, Checkpoint, CheckpointError, load_checkpoint
 from sgpn_model.detection import Detection, Detector, build_detector
-from sgpn_model.fidelity import blend, checked_fidelity
+from sgpn_model.fidelity import blend, checked_fidelity, estimated_fidelity
 from sgpn_model.options import OptionError
 from sgpn_model.stream import stream
 
@@ -69,6 +69,7 @@ class RestoredFace:
         matrix: (2, 3) from OpenCV pixels of the photo to the crop's.
         detection: where the face was found, or None where an aligned crop was taken on trust.
         hole: (S, S) bool, where the crop was cut out to be filled, and is white; None for a restoration.
+        fidelity: 0..1, how much it was taken back to the photo.
     """
 
     crop: np.ndarray
@@ -80,6 +81,7 @@ class RestoredFace:
     matrix: np.ndarray
     detection: Detection | None
     hole: np.ndarray | None = None
+    fidelity: float = 0.0
 
 
 @dataclass
@@ -132,8 +134,8 @@ class FaceRestorer:
             :func:`sgpn_arch.prepared.choose_precision`. A network without ``prepare`` keeps its own. On the demonstration's
             face bf16 and fp32 differ by at most 2 of 255 grey levels (PSNR 54 dB; 64 dB in the photo).
         fidelity: from 0, the restoration as it is, to 1, the photo as it is: how much of each face is taken back to the photo,
-            large forms first (:func:`sgpn_model.fidelity.blend`); "auto" estimates it from each crop's own detail. Holes are
-            filled as if it were 0.
+            large forms first (:func:`sgpn_model.fidelity.blend`), and that part of what the photo shows finer than the
+            network's pixels; "auto" estimates it from each crop's own detail. Holes are filled as if it were 0.
 
     Raises:
         OptionError: precision or fidelity is none of these, or the device cannot do it.
@@ -307,7 +309,7 @@ class FaceRestorer:
             filling = _resized(match_hole(faces[0]), bgr.shape) if photo.aligned else paste_fillings(bgr, faces)
             return blend_hole(bgr, filling, photo.hole)
         if photo.aligned:
-            return faces[0].restored if self.as_released else _resize_like(faces[0].restored, bgr)
+            return faces[0].restored if self.as_released else _resize_like(faces[0], bgr)
         return self._paste(bgr if in_place else bgr.copy(), faces)
 
     def _hole_in_crop(self, hole: np.ndarray, matrix: np.ndarray, aligned: bool) -> np.ndarray:
@@ -364,13 +366,19 @@ class FaceRestorer:
         shape = self.prior(crops, points)
         images, pictures = self._through_network(crops, shape)
         if all(face.hole is None for face in faces):
-            images = blend(images, crops, self.fidelity)
+            images = self._blended(images, crops, faces)
         finest = [None] * len(faces) if pictures is None else to_grey_images(pictures, self.size)
         results = zip(
             to_images(images), to_images(shape.render), finest, shape.coeffs.float().cpu().numpy(), strict=True
         )
         for face, (restored, render, mask, coefficients) in zip(faces, results, strict=True):
             face.restored, face.render, face.mask, face.coefficients = restored, render, mask, coefficients
+
+    def _blended(self, images: Tensor, crops: Tensor, faces: Sequence[RestoredFace]) -> Tensor:
+        fidelity = estimated_fidelity(crops) if self.fidelity == "auto" else self.fidelity
+        for number, face in enumerate(faces):
+            face.fidelity = float(fidelity[number]) if self.fidelity == "auto" else fidelity
+        return blend(images, crops, fidelity)
 
     def _through_network(self, crops: Tensor, shape: ShapeResult) -> tuple[Tensor, Tensor | None]:
         """The restored crops, and the mask pictures (N, 1, r, r) of the finest scale that has any."""
@@ -503,12 +511,14 @@ def _to_grey(bgr: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
 
 
-def _resize_like(restored: np.ndarray, bgr: np.ndarray) -> np.ndarray:
+def _resize_like(face: RestoredFace, bgr: np.ndarray) -> np.ndarray:
     """A restored aligned crop at the size of its photo, or at its own where that is larger."""
     height, width = bgr.shape[:2]
-    if max(height, width) <= len(restored):
-        return restored
-    return cv2.resize(restored, (width, height), interpolation=cv2.INTER_CUBIC)
+    if max(height, width) <= len(face.restored):
+        return face.restored
+    change = face.restored - np.float32(face.fidelity) * face.crop  # as paste_face does it
+    resized = cv2.resize(change, (width, height), interpolation=cv2.INTER_CUBIC) + np.float32(face.fidelity) * bgr
+    return np.clip(np.rint(resized), 0, 255).astype(np.uint8)
 
 
 def _resized(image: np.ndarray, shape: tuple[int, ...], enlarge: int = cv2.INTER_CUBIC) -> np.ndarray:
@@ -600,7 +610,8 @@ def paste_faces(bgr: np.ndarray, faces: Sequence[RestoredFace], in_place: bool =
     for face in reversed(faces):
         others = [other for other in faces if other is not face]
         mask = feather_mask(face.crop.shape[0]) * ownership(face, others)
-        paste_face(result, match_seam(face.restored, face.crop), face.matrix, mask=mask, in_place=True)
+        seamless = match_seam(face.restored, face.crop)
+        paste_face(result, seamless, face.matrix, mask=mask, in_place=True, crop=face.crop, keep=face.fidelity)
     return result
 
 

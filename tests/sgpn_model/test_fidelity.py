@@ -1,5 +1,6 @@
 """Fidelity: between the restoration and the photo, coarse bands first."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -116,6 +117,30 @@ def test_a_restorer_blends_by_it():
         apart.append(np.abs(face.restored.astype(int) - crop).mean())
     assert np.abs(restored.restored.astype(int) - crop).mean() > apart[0] > apart[1] == 0
     assert apart[2] < apart[0]  # noise is taken for detail
+
+
+@pytest.fixture(scope="module")
+def large(astronaut):
+    """A photo whose face, some 380 px wide, is larger than the network's picture, with detail of its own."""
+    large = cv2.resize(astronaut[:300, 80:380], None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
+    grain = np.random.default_rng(0).normal(0, 12, large.shape)
+    return np.clip(large + grain, 0, 255).astype(np.uint8)
+
+
+def test_the_photo_comes_back_with_detail_that_the_crop_cannot_show(large):
+    restorer = FaceRestorer.from_pretrained(device="cpu")
+    apart = []
+    for fidelity in (0.0, 0.5, 1.0):
+        restorer.fidelity = fidelity
+        apart.append(np.abs(restorer.restore(large).image.astype(int) - large).mean())
+    assert apart[0] > 1.3 * apart[1] > 1
+    assert apart[2] < 0.02  # rounding
+
+
+def test_an_aligned_photo_comes_back_too(large):
+    restorer = FaceRestorer.from_pretrained(device="cpu", fidelity=1)
+    square = np.ascontiguousarray(large[:1100, :1100])
+    assert np.abs(restorer.restore(square, aligned=True).image.astype(int) - square).max() <= 1
 
 
 @pytest.mark.parametrize("fidelity", [-0.1, 1.1, "most", None])
