@@ -4,7 +4,7 @@ python scripts/judge_levels.py -o experiments/levels
 python scripts/judge_levels.py --restorer "mine=experiments/mine/models/mine_1400.safetensors"
 
 Every number of docs/model_card.md is of this command. Each level has a report folder with all values and a grid of
-pictures; levels.md has the tables of all. Beside the default weights, with and without automatic fidelity, there are
+pictures; levels.md has the tables of all. Beside the default weights, and these taken back halfway to the input, there are
 rows of pictures that learnt nothing: the small degraded photo enlarged by Lanczos's kernel (the input itself was
 enlarged linearly), and a classical restoration (scripts/restore_classically.py). Metrics whose weights or packages are
 missing are left out; the reports say which.
@@ -78,7 +78,7 @@ def main() -> None:
     restorers = {
         **parse_restorers(arguments.restorer),
         "SGPN": arguments.weights,
-        "SGPN, fidelity auto": {"weights": arguments.weights, "fidelity": "auto"},
+        "SGPN, fidelity 0.5": {"weights": arguments.weights, "fidelity": 0.5},
     }
     parts = []
     for level in arguments.levels:

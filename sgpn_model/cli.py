@@ -150,9 +150,10 @@ def _add_restore(commands) -> None:
     parser.add_argument(
         "--fidelity",
         type=_fidelity,
-        default=0.0,
+        default="auto",
         metavar="W",
-        help="how much of the photo is kept: from 0, the restoration (default), to 1, the photo; auto: by how sharp it is",
+        help="how much of the photo is kept: from 0, the restoration, to 1, the photo (default: auto, the restoration, and "
+        "with it the finer detail of photos that are sharp)",
     )
     add("--only-largest", action="store_true", help="restore only the largest face of each photo")
     add("--save-parts", action="store_true", help="write crops, renderings, masks and sheets to OUT/parts")

@@ -8,11 +8,10 @@ from torch.nn import functional as F
 
 from sgpn_model.options import OptionError
 
-# What the finest detail measures beside the next finer one, in a photo that is worth restoring whole and in one that has
-# detail of its own; measured on 45 faces of 256 px at each level: severe 0.27-0.30, medium 0.30-0.46, mild 0.39-1.0, untouched
-# 0.7-1.0 (5 % to 95 %).
+# What the finest detail measures beside the next finer one, in a photo without detail of its own and in one that has it;
+# measured on 45 faces of 256 px at each level: severe 0.27-0.30, medium 0.30-0.46, mild 0.39-1.0, untouched 0.7-1.0
+# (5 % to 95 %).
 POOR, GOOD = 0.36, 0.52
-MOST = 0.83  # more than that brings the photo's noise back
 BANDS = 6  # of the pyramid; at 256 px the coarsest is 8 px wide
 SMALLEST = 4  # pixels, of the coarsest band
 
@@ -24,8 +23,8 @@ def checked_fidelity(fidelity: float | str) -> float | str:
     raise OptionError(f"fidelity is {fidelity!r}: give a number from 0 to 1, or auto")
 
 
-def estimated_fidelity(photo: Tensor) -> Tensor:
-    """How much of a photo is worth keeping, for :func:`blend`: 0 for a blurred or enlarged one, up to 0.83 for a sharp one.
+def sharpness(photo: Tensor) -> Tensor:
+    """How much detail of its own a photo has: 0 for a blurred or enlarged one, 1 for a sharp one.
 
     A photo that was enlarged or blurred has hardly any detail at the scale of a pixel beside that at two pixels; one that is
     only noisy has, and is taken for sharp. (A choice of ours.)
@@ -34,13 +33,29 @@ def estimated_fidelity(photo: Tensor) -> Tensor:
         photo: (N, C, H, W) aligned faces at the size at which they are restored, at least 32 px; any range.
 
     Returns:
-        (N,) in 0..0.83. The border, an eighth on each side, is not looked at.
+        (N,) in 0..1. The border, an eighth on each side, is not looked at.
     """
     grey = photo.float().mean(1, keepdim=True)
     smaller = _halved(grey)
     fine, next_fine = (_detail(image) for image in (grey, smaller))
     ratio = fine / next_fine.clamp_min(1e-6)
-    return MOST * ((ratio - POOR) / (GOOD - POOR)).clamp(0, 1)
+    return ((ratio - POOR) / (GOOD - POOR)).clamp(0, 1)
+
+
+def taken_back(restored: Tensor, photo: Tensor, fidelity: float | str) -> tuple[Tensor, Tensor]:
+    """A restoration as a user wants it: the picture, and how much of the detail that it is too small for is to be kept.
+
+    Args:
+        restored, photo: (N, C, H, W) of any range, at the network's size.
+        fidelity: a number from 0 to 1 is the share of both. "auto" leaves the restoration as it is, and keeps as much of
+            what the photo shows finer as it is sharp: a good photo that is larger than the network loses nothing.
+
+    Returns:
+        (N, C, H, W) and (N,) in 0..1.
+    """
+    if fidelity == "auto":
+        return restored, sharpness(photo)
+    return blend(restored, photo, fidelity), torch.full((len(photo),), float(fidelity), device=photo.device)
 
 
 def _detail(images: Tensor) -> Tensor:
@@ -50,7 +65,7 @@ def _detail(images: Tensor) -> Tensor:
     return band[..., top : images.shape[-2] - top, left : images.shape[-1] - left].abs().mean((1, 2, 3))
 
 
-def blend(restored: Tensor, photo: Tensor, fidelity: float | str | Tensor) -> Tensor:
+def blend(restored: Tensor, photo: Tensor, fidelity: float | Tensor) -> Tensor:
     """Mixes a restoration with its photo, band by band of a Laplacian pyramid (a choice of ours).
 
     CodeFormer has such a control, but conditions its network by it. Here the photo takes over one band after the other,
@@ -59,7 +74,7 @@ def blend(restored: Tensor, photo: Tensor, fidelity: float | str | Tensor) -> Te
 
     Args:
         restored, photo: (N, C, H, W) of any range, of the same size.
-        fidelity: 0..1, or (N,) of them; "auto" estimates it from each photo's own detail.
+        fidelity: 0..1, or (N,) of them.
 
     Returns:
         (N, C, H, W); continuous in ``fidelity``.
@@ -69,8 +84,6 @@ def blend(restored: Tensor, photo: Tensor, fidelity: float | str | Tensor) -> Te
     """
     if restored.shape != photo.shape:
         raise ValueError(f"restored {tuple(restored.shape)} and photo {tuple(photo.shape)} must have the same shape")
-    if isinstance(fidelity, str) and fidelity == "auto":
-        fidelity = estimated_fidelity(photo)
     values = torch.as_tensor(fidelity, dtype=torch.float32, device=photo.device)
     if not (((values >= 0) & (values <= 1)).all() and values.shape in ((), photo.shape[:1])):
         raise ValueError(f"fidelity is {fidelity!r}; expected a number from 0 to 1, or one for each of the pictures")

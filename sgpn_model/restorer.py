@@ -31,7 +31,7 @@ from sgpn_data.masks import fill_hole
 from sgpn_data.tensors import to_images, to_tensor
 from sgpn_model.checkpoint import FORMAT, Checkpoint, CheckpointError, load_checkpoint
 from sgpn_model.detection import Detection, Detector, build_detector
-from sgpn_model.fidelity import blend, checked_fidelity, estimated_fidelity
+from sgpn_model.fidelity import checked_fidelity, taken_back
 from sgpn_model.options import OptionError
 from sgpn_model.stream import stream
 
@@ -69,7 +69,7 @@ class RestoredFace:
         matrix: (2, 3) from OpenCV pixels of the photo to the crop's.
         detection: where the face was found, or None where an aligned crop was taken on trust.
         hole: (S, S) bool, where the crop was cut out to be filled, and is white; None for a restoration.
-        fidelity: 0..1, how much it was taken back to the photo.
+        keep: 0..1, how much of the photo's detail finer than the network's pixels stays.
     """
 
     crop: np.ndarray
@@ -81,7 +81,7 @@ class RestoredFace:
     matrix: np.ndarray
     detection: Detection | None
     hole: np.ndarray | None = None
-    fidelity: float = 0.0
+    keep: float = 0.0
 
 
 @dataclass
@@ -135,7 +135,8 @@ class FaceRestorer:
             face bf16 and fp32 differ by at most 2 of 255 grey levels (PSNR 54 dB; 64 dB in the photo).
         fidelity: from 0, the restoration as it is, to 1, the photo as it is: how much of each face is taken back to the photo,
             large forms first (:func:`sgpn_model.fidelity.blend`), and that part of what the photo shows finer than the
-            network's pixels; "auto" estimates it from each crop's own detail. Holes are filled as if it were 0.
+            network's pixels. "auto" is 0 for what the network's pixels can show, and keeps finer detail as far as the
+            photo is sharp; by the authors' protocol it is 0. Holes are filled as if it were 0.
 
     Raises:
         OptionError: precision or fidelity is none of these, or the device cannot do it.
@@ -150,7 +151,7 @@ class FaceRestorer:
         device: torch.device | str = "cpu",
         task: str = "restore",
         precision: str = "auto",
-        fidelity: float | str = 0.0,
+        fidelity: float | str = "auto",
     ):
         self.device = torch.device(device)
         self.network = _ready(network, self.device, precision)
@@ -168,7 +169,7 @@ class FaceRestorer:
         detector: str = "auto",
         allow_download: bool = False,
         precision: str = "auto",
-        fidelity: float | str = 0.0,
+        fidelity: float | str = "auto",
     ) -> "FaceRestorer":
         """Builds a restorer from weights that ship with the library or from a checkpoint file.
 
@@ -366,7 +367,7 @@ class FaceRestorer:
         shape = self.prior(crops, points)
         images, pictures = self._through_network(crops, shape)
         if all(face.hole is None for face in faces):
-            images = self._blended(images, crops, faces)
+            images = self._taken_back(images, crops, faces)
         finest = [None] * len(faces) if pictures is None else to_grey_images(pictures, self.size)
         results = zip(
             to_images(images), to_images(shape.render), finest, shape.coeffs.float().cpu().numpy(), strict=True
@@ -374,11 +375,11 @@ class FaceRestorer:
         for face, (restored, render, mask, coefficients) in zip(faces, results, strict=True):
             face.restored, face.render, face.mask, face.coefficients = restored, render, mask, coefficients
 
-    def _blended(self, images: Tensor, crops: Tensor, faces: Sequence[RestoredFace]) -> Tensor:
-        fidelity = estimated_fidelity(crops) if self.fidelity == "auto" else self.fidelity
-        for number, face in enumerate(faces):
-            face.fidelity = float(fidelity[number]) if self.fidelity == "auto" else fidelity
-        return blend(images, crops, fidelity)
+    def _taken_back(self, images: Tensor, crops: Tensor, faces: Sequence[RestoredFace]) -> Tensor:
+        images, kept = taken_back(images, crops, self.fidelity)
+        for face, share in zip(faces, kept.tolist(), strict=True):
+            face.keep = share
+        return images
 
     def _through_network(self, crops: Tensor, shape: ShapeResult) -> tuple[Tensor, Tensor | None]:
         """The restored crops, and the mask pictures (N, 1, r, r) of the finest scale that has any."""
@@ -516,8 +517,8 @@ def _resize_like(face: RestoredFace, bgr: np.ndarray) -> np.ndarray:
     height, width = bgr.shape[:2]
     if max(height, width) <= len(face.restored):
         return face.restored
-    change = face.restored - np.float32(face.fidelity) * face.crop  # as paste_face does it
-    resized = cv2.resize(change, (width, height), interpolation=cv2.INTER_CUBIC) + np.float32(face.fidelity) * bgr
+    change = face.restored - np.float32(face.keep) * face.crop  # as paste_face does it
+    resized = cv2.resize(change, (width, height), interpolation=cv2.INTER_CUBIC) + np.float32(face.keep) * bgr
     return np.clip(np.rint(resized), 0, 255).astype(np.uint8)
 
 
@@ -611,7 +612,7 @@ def paste_faces(bgr: np.ndarray, faces: Sequence[RestoredFace], in_place: bool =
         others = [other for other in faces if other is not face]
         mask = feather_mask(face.crop.shape[0]) * ownership(face, others)
         seamless = match_seam(face.restored, face.crop)
-        paste_face(result, seamless, face.matrix, mask=mask, in_place=True, crop=face.crop, keep=face.fidelity)
+        paste_face(result, seamless, face.matrix, mask=mask, in_place=True, crop=face.crop, keep=face.keep)
     return result
 
 

@@ -106,7 +106,7 @@ def run(
     allow_download: bool = False,
     mask: str | None = None,
     precision: str = "auto",
-    fidelity: float | str = 0.0,
+    fidelity: float | str = "auto",
 ) -> int:
     """Restores photos and returns the exit code: 0 if all went well, 1 if a photo failed.
 

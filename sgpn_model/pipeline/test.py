@@ -17,7 +17,7 @@ from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_arch.fusion_arch import mask_pictures
 from sgpn_arch.registry import METRIC_REGISTRY
 from sgpn_data.tensors import to_images, to_tensor
-from sgpn_model.fidelity import blend, checked_fidelity
+from sgpn_model.fidelity import checked_fidelity, taken_back
 from sgpn_model.image_io import READ_SUFFIXES, ImageError, read_photo, write_picture
 from sgpn_model.metrics import MetricUnavailable, landmark_error, psnr, rendering_error
 from sgpn_model.options import TOP_LEVEL, OptionError, build, check_keys, check_numbers, read_options
@@ -174,7 +174,7 @@ def check_restorers(restorers: Mapping) -> None:
             raise OptionError(f"restorers.{name}: the table has a row of this name already; choose another")
         if isinstance(place, Mapping):
             check_keys(place, {"weights", "fidelity"}, f"restorers.{name}")
-            checked_fidelity(place.get("fidelity", 0.0))
+            checked_fidelity(place.get("fidelity", "auto"))
             place = place.get("weights")
         if not isinstance(place, str) or not place:
             raise OptionError(f"restorers.{name}: expected weights or a folder, found {place!r}")
@@ -204,7 +204,7 @@ def _build_metrics(names: Iterable[str], device: torch.device, scores: Scores) -
 def _load_restorers(opt: Mapping[str, Any], device: torch.device, scores: Scores) -> dict[str, Callable]:
     rows: dict[str, Callable] = {}
     for name, given in opt.items():
-        fidelity = given.get("fidelity", 0.0) if isinstance(given, Mapping) else 0.0
+        fidelity = given.get("fidelity", "auto") if isinstance(given, Mapping) else "auto"
         place = given["weights"] if isinstance(given, Mapping) else given
         if Path(place).is_dir():
             rows[name] = FolderRestorer(place)
@@ -242,7 +242,7 @@ class Restored:
 class CropRestorer:
     """Restores batches of aligned crops with the networks of one checkpoint, at whatever size the crops have."""
 
-    def __init__(self, weights: str, device: torch.device | str, fidelity: float | str = 0.0):
+    def __init__(self, weights: str, device: torch.device | str, fidelity: float | str = "auto"):
         self.fidelity = fidelity
         network, prior, _ = load_networks(weights)
         self.network = network.eval().to(device, memory_format=torch.channels_last)
@@ -260,7 +260,11 @@ class CropRestorer:
             PRIOR_LANDMARK_ERROR: landmark_error(shape.landmarks, landmarks).tolist(),
             PRIOR_RENDERING_ERROR: rendering_error(shape.render, shape.mask, _resize(batch["hq"], own)).tolist(),
         }
-        images = _resize(blend(images, crops, self.fidelity), size).clamp(-1, 1)
+        images, kept = taken_back(images, crops, self.fidelity)
+        images = _resize(images, size)
+        if size > own:
+            images = images + kept[:, None, None, None] * (batch["lq"] - _resize(crops, size))
+        images = images.clamp(-1, 1)
         return Restored(images, [True] * len(images), shape.render, mask_pictures(masks), errors)
 
     def notes(self) -> list[str]:

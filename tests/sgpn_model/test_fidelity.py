@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sgpn_data.degradation import Degradation
 from sgpn_data.tensors import to_tensor
-from sgpn_model.fidelity import BANDS, MOST, blend, estimated_fidelity
+from sgpn_model.fidelity import BANDS, blend, sharpness
 from sgpn_model.options import OptionError
 from sgpn_model.restorer import FaceRestorer
 
@@ -74,7 +74,7 @@ def test_each_picture_can_have_its_own(pair):
         blend(restored, photo, torch.tensor([0.3, 1.0, 0.2]))
 
 
-class TestEstimate:
+class TestSharpness:
     @pytest.fixture
     def face(self, astronaut):
         """The astronaut's face at 256 px, where the photo is sharp."""
@@ -84,13 +84,13 @@ class TestEstimate:
         rng = np.random.default_rng(0)
         degradation = Degradation(level, reference_size=512)
         pictures = [np.rint(degradation(face, rng) * 255).astype(np.uint8) for _ in range(count)]
-        return estimated_fidelity(torch.stack([to_tensor(picture) for picture in pictures])).mean().item()
+        return sharpness(torch.stack([to_tensor(picture) for picture in pictures])).mean().item()
 
     def test_worse_photos_are_kept_less(self, face):
         clean, mild, medium, severe = (
             self.mean_estimate(face, level) for level in ("clean", "mild", "medium", "severe")
         )
-        assert clean == pytest.approx(MOST)
+        assert clean == pytest.approx(1)
         assert clean >= mild > medium >= severe
         assert severe == 0
 
@@ -99,24 +99,22 @@ class TestEstimate:
         small = torch.nn.functional.interpolate(photo, scale_factor=0.4, mode="area")
         blurred = torch.nn.functional.interpolate(small, size=photo.shape[-2:], mode="bilinear")
         mixed = 0.6 * photo + 0.4 * blurred
-        torch.testing.assert_close(estimated_fidelity(0.3 * mixed - 0.2), estimated_fidelity(mixed), atol=1e-4, rtol=0)
+        torch.testing.assert_close(sharpness(0.3 * mixed - 0.2), sharpness(mixed), atol=1e-4, rtol=0)
 
     def test_a_picture_of_one_colour_is_poor(self):
-        assert estimated_fidelity(torch.full((1, 3, 64, 64), 0.2)).item() == 0
+        assert sharpness(torch.full((1, 3, 64, 64), 0.2)).item() == 0
 
 
 def test_a_restorer_blends_by_it():
     restorer = FaceRestorer.from_pretrained(device="cpu", precision="fp32")
     photo = np.random.default_rng(0).integers(0, 255, (256, 256, 3), np.uint8)
-    (restored,) = restorer.restore(photo, aligned=True).faces
-    crop = restored.crop.astype(int)
-    apart = []
-    for fidelity in (0.5, 1.0, "auto"):
+    restored, apart = {}, {}
+    for fidelity in ("auto", 0, 0.5, 1.0):
         restorer.fidelity = fidelity
         (face,) = restorer.restore(photo, aligned=True).faces
-        apart.append(np.abs(face.restored.astype(int) - crop).mean())
-    assert np.abs(restored.restored.astype(int) - crop).mean() > apart[0] > apart[1] == 0
-    assert apart[2] < apart[0]  # noise is taken for detail
+        restored[fidelity], apart[fidelity] = face.restored, np.abs(face.restored - face.crop.astype(int)).mean()
+    assert apart[0] > apart[0.5] > apart[1.0] == 0
+    assert np.array_equal(restored["auto"], restored[0])
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +133,29 @@ def test_the_photo_comes_back_with_detail_that_the_crop_cannot_show(large):
         apart.append(np.abs(restorer.restore(large).image.astype(int) - large).mean())
     assert apart[0] > 1.3 * apart[1] > 1
     assert apart[2] < 0.02  # rounding
+
+
+def test_of_itself_it_keeps_finer_detail_as_far_as_the_photo_is_sharp(large):
+    restorer = FaceRestorer.from_pretrained(device="cpu")
+    assert restorer.fidelity == "auto"
+    blurred = cv2.GaussianBlur(large, (0, 0), 16)
+    for photo, keep in ((large, 1), (blurred, 0)):
+        restorer.fidelity = "auto"
+        result = restorer.restore(photo)
+        assert result.faces[0].keep == keep
+        restorer.fidelity = 0.0
+        bare = restorer.restore(photo)
+        assert np.array_equal(bare.faces[0].restored, result.faces[0].restored)
+        images = bare.image.astype(int), result.image.astype(int)
+        if not keep:
+            assert np.array_equal(*images)
+            continue
+        inside = (np.abs(images[0] - photo).sum(axis=2) > 0) & (np.abs(images[0] - images[1]).sum(axis=2) > 0)
+        assert inside.mean() > 0.1
+        fine = [
+            np.abs(image - cv2.GaussianBlur(image.astype(np.float32), (0, 0), 2))[inside].mean() for image in images
+        ]
+        assert fine[1] > 1.3 * fine[0]
 
 
 def test_an_aligned_photo_comes_back_too(large):

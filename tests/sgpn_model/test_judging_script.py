@@ -42,7 +42,7 @@ def judged(script, astronaut, tiny_weights, tmp_path_factory):
     return folder / "out"
 
 
-ROWS = ["degraded input", "Lanczos", "classical", "other", "SGPN", "SGPN, fidelity auto", "ground truth"]
+ROWS = ["degraded input", "Lanczos", "classical", "other", "SGPN", "SGPN, fidelity 0.5", "ground truth"]
 
 
 def test_every_level_has_all_rows(judged):
