@@ -25,7 +25,7 @@ fi
 textures=$out/open_face_textures.safetensors shape=$out/regressor.safetensors
 [ -f "$textures" ] || python "$here/learn_texture_basis.py" "$faces" --weights "$regressor" --every 2 -o "$textures"
 [ -f "$shape" ] || python "$here/refit_regressor.py" "$faces" --weights "$regressor" --morphable-model "$textures" -o "$shape"
-prior=("path.pretrain_network_shape=$shape" "path.morphable_model=$textures")
+prior=("path.pretrain_network_shape=$shape")  # which holds the textures too
 
 # 2. The generator: first at 128 px, then grown to 256 px.
 train options/train/sgpn_open_128.yml "${prior[@]}"

@@ -64,6 +64,11 @@ class Checkpoint:
         except (TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{self.path}: {name}: {error}") from error
 
+    @property
+    def names_morphable_model(self) -> bool:
+        """Whether the file says which morphable model its weights were trained with."""
+        return isinstance(self.metadata.get(MODEL_PREFIX), dict)
+
     def morphable_model(self) -> MorphableModel:
         """The morphable model that the weights were trained with: the file's own, or the one that ships.
 
@@ -71,7 +76,7 @@ class Checkpoint:
             CheckpointError: the file names none, its tensors do not fit together, or the one that ships has changed since.
         """
         about = self.metadata.get(MODEL_PREFIX)
-        if not isinstance(about, dict):
+        if not self.names_morphable_model:
             raise CheckpointError(f"{self.path}: its metadata describes no morphable model")
         if about.get("embedded"):
             missing = [key for key in TENSORS if key not in self.model_tensors]

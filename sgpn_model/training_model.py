@@ -184,10 +184,19 @@ class TrainingModel:
         return network.to(self.device, memory_format=self.memory_format)
 
     def shape_prior(self, regressor: nn.Module) -> ShapePrior:
-        """The shape prior of a regressor and the morphable model of ``path.morphable_model`` (default: the one that ships)."""
-        path = (self.opt.get("path") or {}).get("morphable_model")
+        """The shape prior of a regressor and its morphable model.
+
+        That is ``path.morphable_model``; by default the one that ``path.pretrain_network_shape`` was trained with, and for a
+        regressor from nothing the one that ships.
+        """
+        path = self.opt.get("path") or {}
         try:
-            model = MorphableModel.read(path) if path else MorphableModel.open()
+            if path.get("morphable_model"):
+                model = MorphableModel.read(path["morphable_model"])
+            else:
+                model = _model_of(path.get("pretrain_network_shape"))
+        except CheckpointError:
+            raise
         except (OSError, ValueError) as error:
             raise OptionError(f"path.morphable_model: {error}") from error
         try:
@@ -428,6 +437,12 @@ class TrainingModel:
         if rank < len(processes):
             self.process_state = dict(processes[rank]["own"])
             _set_random_state(processes[rank]["random"], self.device)
+
+
+def _model_of(checkpoint_path: str | None) -> MorphableModel:
+    """The morphable model that a checkpoint's regressor was trained with; the one that ships where none is named."""
+    checkpoint = checkpoint_path and load_checkpoint(checkpoint_path)
+    return checkpoint.morphable_model() if checkpoint and checkpoint.names_morphable_model else MorphableModel.open()
 
 
 def mean_log(logs: Sequence[Mapping[str, float]]) -> dict[str, float]:

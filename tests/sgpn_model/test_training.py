@@ -258,6 +258,10 @@ def test_another_morphable_model_goes_with_the_checkpoints(faces, tmp_path):
     network, prior, _ = load_networks(tmp_path / "tiny" / "models" / "tiny_3.safetensors")
     assert prior.model.name == "few" and prior.model.dims == (7, EXPRESSION, TEXTURE)
     assert network.coeff_dim == prior.coeff_dim
+    # Who goes on from them goes on with that model.
+    del options["path"]["morphable_model"]
+    options["path"]["pretrain_network_shape"] = str(tmp_path / "tiny" / "models" / "tiny_3.safetensors")
+    assert build_model(SGPNModel, options).prior.model.fingerprint() == prior.model.fingerprint()
 
 
 @pytest.mark.parametrize("fusion", ["SumFusion", "LQOnly"])
