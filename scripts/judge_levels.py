@@ -76,7 +76,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     fill_registries()
     restorers = {
-        **parse_restorers(arguments.restorer),
+        **{name: {"weights": place, "fidelity": 0} for name, place in parse_restorers(arguments.restorer).items()},
         "SGPN": arguments.weights,
         "SGPN, fidelity 0.5": {"weights": arguments.weights, "fidelity": 0.5},
     }

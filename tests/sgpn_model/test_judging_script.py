@@ -32,7 +32,7 @@ def judged(script, astronaut, tiny_weights, tmp_path_factory):
     for number in range(3):
         x = 150 + 5 * number
         cv2.imwrite(str(faces / f"{number}.png"), cv2.resize(astronaut[30:170, x : x + 140], (96, 96)))
-    small = [f"datasets.test.dataroot={faces}", "datasets.test.size=96", f"judge={tiny_weights}", "metrics=[psnr]"]
+    small = [f"datasets.test.dataroot={faces}", "datasets.test.size=64", f"judge={tiny_weights}", "metrics=[psnr]"]
     arguments = ["judge_levels.py", "--weights", str(tiny_weights), "--restorer", f"other={tiny_weights}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
