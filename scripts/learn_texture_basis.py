@@ -211,6 +211,11 @@ def main() -> None:
                 found = read_colors(prior, photo, prior.regressor(photo), truth)
             textures.append(found[0])
             seen.append(found[1])
+    count = 2 * sum(map(len, textures))  # with their mirror images
+    if count <= arguments.modes:
+        parser.error(
+            f"--modes {arguments.modes}: {count // 2} photos with known landmarks are too few; give more, or fewer modes"
+        )
     model = learn(prior.model, torch.cat(textures), torch.cat(seen), arguments.modes)
     model.save(arguments.output, dtype=torch.float16)
     share = model.tex_basis.square().sum((1, 2))
