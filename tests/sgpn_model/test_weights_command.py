@@ -145,7 +145,12 @@ def test_show_of_the_default_weights(run):
     assert code == 0
     for text in ("checkpoint of this library", "network_g: SGPN, 7.42 M", "size 256", "network_shape: D3DFR", "(F16"):
         assert text in out
-    for text in ("open_face with learnt textures (in this file)", "template: ffhq", "protocol: open", "licence: Apache-2.0"):
+    for text in (
+        "open_face with learnt textures (in this file)",
+        "template: ffhq",
+        "protocol: open",
+        "licence: Apache-2.0",
+    ):
         assert text in out
     assert "step: " in out and "version: " in out
 
