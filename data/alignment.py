@@ -250,6 +250,8 @@ def paste_face(
     mask = feather_mask(size) if mask is None else np.asarray(mask, np.float32)
     if face.shape[:2] != (size, size) or mask.shape != (size, size):
         raise ValueError(f"paste_face: face and mask must be square and equal, got {face.shape} and {mask.shape}")
+    if keep and (crop is None or crop.shape != face.shape):
+        raise ValueError("paste_face: keep needs the crop that the face was made of, of the face's shape")
     if keep:
         # What is warped is linear: (face - keep * crop) comes to keep * (photo - crop) + face when the photo is added.
         face = face.astype(np.float32) - np.float32(keep) * crop

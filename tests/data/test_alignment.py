@@ -210,6 +210,27 @@ class TestPaste:
         assert al.paste_face(photo, face, similarity(1, 0, -10, -10), in_place=True) is photo
         assert photo[26, 26, 0] == 99 and photo[60, 60, 0] == 0
 
+    @pytest.mark.parametrize("keep", [0.0, 0.4, 1.0])
+    def test_detail_that_the_crop_does_not_show_is_kept(self, keep):
+        """A crop put back as it was: the photo's own detail, and 1 - keep of what cutting it out has lost."""
+        photo = np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)
+        matrix = similarity(0.5, 0.1, -10, -5)
+        crop = al.warp(photo, matrix, (64, 64), "reflect")
+        mask = np.ones((64, 64), np.float32)
+        plain = al.paste_face(photo, crop, matrix, mask=mask).astype(float)
+        found = al.paste_face(photo, crop, matrix, mask=mask, crop=crop, keep=keep)
+        wanted = plain + keep * (photo - plain)
+        inside = (plain > 0) & (plain < 255)  # plain was clipped and rounded
+        assert np.abs(found - wanted)[inside].max() <= 1
+        if keep == 1:
+            assert np.array_equal(found, photo)
+
+    def test_keeping_detail_needs_the_crop(self):
+        photo, face = np.zeros((32, 32, 3), np.uint8), np.zeros((16, 16, 3), np.uint8)
+        for crop in (None, np.zeros((8, 8, 3), np.uint8)):
+            with pytest.raises(ValueError, match="keep needs the crop"):
+                al.paste_face(photo, face, similarity(1, 0, 0, 0), crop=crop, keep=0.5)
+
     @pytest.mark.parametrize("restored_size, footprint", [(128, 350), (512, 90), (256, 256)])
     def test_round_trip_at_another_size(self, restored_size, footprint):
         """Cut at 128, 'restore' at another size (here: cut again from the photo), paste: the photo comes back."""
