@@ -1,7 +1,7 @@
 """Draws the pictures of docs/model_card.md: renderings of the same faces at every level, and restorations side by side.
 
 python scripts/draw_model_card.py --levels-folder experiments/levels -o docs/images \\
-    --restorer "variant A=experiments/compare_variant_a_128/models/compare_variant_a_128_600.safetensors"
+    --restorer "variant A=experiments/compare_variant_a_128/models/compare_variant_a_128_300.safetensors"
 
 Only faces whose licence lets them be shown: CC0, public domain, and CC-BY (the Face Research Lab London Set). Lanczos's and the
 classical pictures are those that scripts/judge_levels.py left in the levels' folder.
@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from judge_levels import LEVELS, OPTIONS
 from torch.nn import functional as F
 
 from sgpn_data.tensors import to_images
@@ -20,8 +21,7 @@ from sgpn_model.pipeline.common import build_dataset, fill_registries
 from sgpn_model.pipeline.report import labelled_grid
 from sgpn_model.pipeline.test import CropRestorer, FolderRestorer, parse_restorers
 
-OPTIONS = Path(__file__).parents[1] / "options" / "test"
-SHAPE_LEVELS, LEVELS = ("clean", "mild", "medium", "severe"), ("mild", "medium", "severe")
+SHAPE_LEVELS = ("clean", *LEVELS)
 SHAPE_FACES = (
     "faker_3e48c2a2c676",
     "london_5a8f71271805",
@@ -34,7 +34,6 @@ FACES = {"mild": SHAPE_FACES[:2], "medium": SHAPE_FACES[1:4], "severe": SHAPE_FA
 
 def items(level: str, names: tuple[str, ...]) -> dict:
     """A batch of the named faces at a level, with the seed of the tests."""
-    fill_registries()
     options, _ = read_options(str(OPTIONS / "open_mild.yml"), [f"datasets.test.degradation.preset={level}"])
     dataset = build_dataset(options["datasets"]["test"], "test")
     places = {Path(path).stem: number for number, path in enumerate(dataset.paths)}
@@ -78,10 +77,13 @@ def main() -> None:
     parser.add_argument("--levels-folder", type=Path, default="experiments/levels")
     parser.add_argument("-o", "--output", type=Path, default="docs/images")
     arguments = parser.parse_args()
+    fill_registries()
     ours = CropRestorer(arguments.weights, "cpu")
     shapes = labelled_grid(draw_shapes(ours), [""] * len(SHAPE_FACES))
     write_picture(arguments.output / "open_shapes.jpg", shapes)
-    others = {name: CropRestorer(place, "cpu") for name, place in parse_restorers(arguments.restorer).items()}
+    others = {
+        name: CropRestorer(place, "cpu", 0) for name, place in parse_restorers(arguments.restorer).items()
+    }  # as judged
     columns, names = draw_restorations({**others, "SGPN": ours}, arguments.levels_folder)
     write_picture(arguments.output / "open_levels.jpg", labelled_grid(columns, names))
 

@@ -1,14 +1,19 @@
 """Importing one of the project's scripts, to test its functions."""
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
 
 def load_script(name: str) -> ModuleType:
-    """``scripts/NAME.py`` as a module."""
+    """``scripts/NAME.py`` as a module; it may import other scripts, as it may when it is run."""
     path = Path(__file__).parents[2] / "scripts" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
     return module

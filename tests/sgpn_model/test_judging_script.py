@@ -1,27 +1,18 @@
 """scripts/judge_levels.py: its rows at small size, and that each is about the same degraded faces."""
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+from oracles.script import load_script
 
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        spec = importlib.util.spec_from_file_location("judge_levels", SCRIPTS / "judge_levels.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(SCRIPTS))
-    return module
+    return load_script("judge_levels")
 
 
 @pytest.fixture(scope="module")

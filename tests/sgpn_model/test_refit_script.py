@@ -1,29 +1,17 @@
 """scripts/refit_regressor.py: it finds coefficients that pictures and landmarks were made with, and the linear map to them."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from oracles.script import load_script
 from sgpn_arch.face3d.lighting import sh_basis, shade
 from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.face3d.shape_prior import ShapePrior
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        spec = importlib.util.spec_from_file_location("refit_regressor", SCRIPTS / "refit_regressor.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(SCRIPTS))
-    return module
+    return load_script("refit_regressor")
 
 
 @pytest.fixture(scope="module")
