@@ -4,7 +4,7 @@ import importlib
 
 __version__ = "0.1.0"
 
-_HOMES = {"FaceRestorer": "sgpn_model.restorer", "build_network": "sgpn_arch"}
+_HOMES = {"FaceRestorer": "sgpn_model.restore.restorer", "build_network": "sgpn_arch"}
 __all__ = ["__version__", *_HOMES]
 
 

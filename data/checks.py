@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from numbers import Real
 
-from sgpn_arch.names import nearest
+from sgpn_arch.errors import nearest
 
 
 def check_keys(options: Mapping, known: Iterable[str], where: str) -> None:

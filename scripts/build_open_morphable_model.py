@@ -798,7 +798,7 @@ def openness(points: np.ndarray, triangles: np.ndarray, count: int = 48) -> np.n
     """
     import torch
 
-    from sgpn_arch.face3d.rasterizer import rasterize
+    from sgpn_arch.face3d.raster.rasterizer import rasterize
 
     normals, size, far = vertex_normals(points, triangles), 384, 1000.0
     seen, most = np.zeros(len(points)), np.zeros(len(points))

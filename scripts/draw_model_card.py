@@ -14,12 +14,13 @@ import torch
 from judge_levels import LEVELS, OPTIONS
 from torch.nn import functional as F
 
+from sgpn_data.photos import write_picture
 from sgpn_data.tensors import to_images
-from sgpn_model.image_io import write_picture
-from sgpn_model.options import read_options
-from sgpn_model.pipeline.common import build_dataset, fill_registries
-from sgpn_model.pipeline.report import labelled_grid
-from sgpn_model.pipeline.test import CropRestorer, FolderRestorer, parse_restorers
+from sgpn_model.config.reading import read_options
+from sgpn_model.config.registries import fill_registries
+from sgpn_model.evaluate.evaluate import CropRestorer, FolderRestorer, parse_restorers
+from sgpn_model.evaluate.report import labelled_grid
+from sgpn_model.train.batches import build_dataset
 
 SHAPE_LEVELS = ("clean", *LEVELS)
 SHAPE_FACES = (

@@ -16,11 +16,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from sgpn_arch.face3d import ict
 from sgpn_arch.face3d.camera import PinholeCamera, rotation_matrix
 from sgpn_arch.face3d.lighting import shade
 from sgpn_arch.face3d.morphable_model import OPEN_MODEL_FILE, MorphableModel
-from sgpn_arch.face3d.rasterizer import interpolate, rasterize
+from sgpn_arch.face3d.raster.rasterizer import interpolate, rasterize
+from sgpn_arch.face3d.readers import ict
 
 OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "images" / "morphable_model.png"
 FINER = 3  # faces are drawn this many times finer and averaged down

@@ -11,7 +11,7 @@ import sys
 import torch
 from safetensors.torch import save_file
 
-from sgpn_model.perceptual import FEATURES_FILE, TAPS
+from sgpn_model.train.perceptual import FEATURES_FILE, TAPS
 
 
 def main(source: str) -> None:

@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 from restore_classically import restore_folder
 
+from sgpn_data.photos import write_picture
 from sgpn_data.tensors import to_images
-from sgpn_model.image_io import write_picture
-from sgpn_model.options import read_options
-from sgpn_model.pipeline.common import build_dataset, fill_registries
-from sgpn_model.pipeline.report import INPUT, TRUTH, Scores, markdown, write_report
-from sgpn_model.pipeline.test import evaluate, parse_restorers
+from sgpn_model.config.reading import read_options
+from sgpn_model.config.registries import fill_registries
+from sgpn_model.evaluate.evaluate import evaluate, parse_restorers
+from sgpn_model.evaluate.report import INPUT, TRUTH, Scores, markdown, write_report
+from sgpn_model.train.batches import build_dataset
 
 LEVELS = ("mild", "medium", "severe")
 OPTIONS = Path(__file__).parents[1] / "options" / "test"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from sgpn_model.checkpoint import load_checkpoint, save_checkpoint
-from sgpn_model.restorer import WEIGHTS_FOLDER
+from sgpn_model.restore.restorer import WEIGHTS_FOLDER
+from sgpn_model.weights.checkpoint import load_checkpoint, save_checkpoint
 
 PROVENANCE = {
     "licence": "Apache-2.0",

@@ -10,7 +10,7 @@ import inspect
 import pkgutil
 from collections.abc import Mapping
 
-from sgpn_arch.names import nearest
+from sgpn_arch.errors import nearest
 
 PLUGIN_GROUP = "sgpn.plugins"
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from sgpn_arch.backbones import BACKBONES
-from sgpn_arch.face3d.prepared_regressor import PreparedRegressor
+from sgpn_arch.inference.regressor import InferenceRegressor
 from sgpn_arch.registry import ARCH_REGISTRY
-from sgpn_arch.released import d3dfr_options, load_d3dfr
+from sgpn_arch.released_names import d3dfr_options, load_d3dfr
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -59,9 +59,9 @@ class D3DFR(nn.Module):
         load_d3dfr(network, state_dict)
         return network.eval()
 
-    def prepare(self, precision: str = "auto") -> PreparedRegressor:
-        """A copy for inference, called alike; see :meth:`sgpn_arch.face3d.shape_prior.ShapePrior.prepare`."""
-        return PreparedRegressor(self, precision)
+    def for_inference(self, precision: str = "auto") -> InferenceRegressor:
+        """A copy for inference, called alike; see :meth:`sgpn_arch.face3d.shape_prior.ShapePrior.for_inference`."""
+        return InferenceRegressor(self, precision)
 
     def forward(self, image: Tensor) -> Tensor:
         """RGB image (N, 3, 224, 224) in [0, 1] -> coefficients (N, id + exp + tex + 3 + 27 + 3).

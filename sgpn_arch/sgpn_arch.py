@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sgpn_arch.fusion_arch import LQOnly, find_fusion
+from sgpn_arch.inference.network import InferenceSGPN
 from sgpn_arch.layers import (
     ConstantInput,
     ConvLayer,
@@ -21,9 +22,8 @@ from sgpn_arch.layers import (
     quick_layout,
     resolutions,
 )
-from sgpn_arch.prepared import PreparedSGPN
 from sgpn_arch.registry import ARCH_REGISTRY
-from sgpn_arch.released import load_sgpn, sgpn_options
+from sgpn_arch.released_names import load_sgpn, sgpn_options
 
 
 @ARCH_REGISTRY.register()
@@ -116,13 +116,13 @@ class SGPN(nn.Module):
         image, masks = self.decoder(w, features_lq, features_3d)
         return (image, masks) if return_masks else image
 
-    def prepare(self, precision: str = "auto") -> "PreparedSGPN":
+    def for_inference(self, precision: str = "auto") -> "InferenceSGPN":
         """The same network made ready for inference: called alike, without gradients, several times faster.
 
         Args:
-            precision: "fp32", "bf16", "fp16" (CUDA only) or "auto"; see :func:`sgpn_arch.prepared.choose_precision`.
+            precision: "fp32", "bf16", "fp16" (CUDA only) or "auto"; see :func:`sgpn_arch.inference.network.choose_precision`.
         """
-        return PreparedSGPN(self, precision)
+        return InferenceSGPN(self, precision)
 
     def _encode(self, lq, render):
         """Encodes both branches; features are resolution -> (N, C, r, r), None for a branch that is not there."""

@@ -193,7 +193,7 @@ class MorphableModel(nn.Module):
         Raises:
             FileNotFoundError: no such file. ValueError: it is not that model; the message names the part.
         """
-        from sgpn_arch.face3d.bfm import read_bfm
+        from sgpn_arch.face3d.readers.bfm import read_bfm
 
         return cls(**read_bfm(path), face_normals=face_normals)
 
@@ -216,7 +216,7 @@ class MorphableModel(nn.Module):
             FileNotFoundError: a file is missing. ValueError: unknown crop, or a file that is not the kit's; the message
             names it.
         """
-        from sgpn_arch.face3d.ict import read_ict
+        from sgpn_arch.face3d.readers.ict import read_ict
 
         return cls(**read_ict(directory, crop, identities))
 

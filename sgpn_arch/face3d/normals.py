@@ -39,7 +39,8 @@ def plain_normals(vertices: Tensor, triangles: Tensor, unit: bool = False) -> Te
 class _VertexNormals(Function):
     @staticmethod
     def forward(ctx, vertices: Tensor, triangles: Tensor, unit: bool) -> Tensor:
-        from sgpn_arch.face3d import compiled, normals_cpu
+        from sgpn_arch.face3d import normals_cpu
+        from sgpn_arch.face3d import numba_loops as compiled
 
         ctx.save_for_backward(vertices, triangles)
         ctx.unit = unit
@@ -55,7 +56,8 @@ class _VertexNormals(Function):
         if torch.is_grad_enabled():  # the gradient is to be differentiated again
             normals = plain_normals(vertices, triangles, ctx.unit)
             return *torch.autograd.grad(normals, vertices, grad, create_graph=True), None, None
-        from sgpn_arch.face3d import compiled, normals_cpu
+        from sgpn_arch.face3d import normals_cpu
+        from sgpn_arch.face3d import numba_loops as compiled
 
         found = torch.empty(vertices.shape, dtype=vertices.dtype)
         given, faces = vertices.detach().contiguous().numpy(), triangles.contiguous().numpy()

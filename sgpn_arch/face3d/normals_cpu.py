@@ -6,7 +6,7 @@ Arithmetic is float64 whatever the precision of the vertices, and the order of t
 
 import numpy as np
 
-from sgpn_arch.face3d.compiled import compiled
+from sgpn_arch.face3d.numba_loops import compiled
 
 # Shorter vectors are divided by this, as torch.nn.functional.normalize does it.
 SHORTEST = 1e-12

@@ -10,7 +10,7 @@ from sgpn_arch.face3d.crop224 import crop_to_224, invert_affine, released_crop_t
 from sgpn_arch.face3d.lighting import shade
 from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.face3d.normals import vertex_normals
-from sgpn_arch.face3d.rasterizer import interpolate, rasterize
+from sgpn_arch.face3d.raster.rasterizer import interpolate, rasterize
 
 PROTOCOLS = ("open", "released")
 
@@ -61,7 +61,7 @@ class ShapePrior(nn.Module):
         regressor: maps (N, 3, 224, 224) RGB in [0, 1] to coefficients ordered identity, expression, texture,
             angles (3), lighting (27), translation (3).
         model: the morphable model; its dimensions must be the regressor's.
-        rasterizer: "auto", "cpu", "torch" or "nvdiffrast"; see :func:`sgpn_arch.face3d.rasterizer.rasterize`.
+        rasterizer: "auto", "cpu", "torch" or "nvdiffrast"; see :func:`sgpn_arch.face3d.raster.rasterizer.rasterize`.
         protocol: how a crop is brought to the regressor's image. "released" follows the authors' code to the fraction of
             a pixel, and shows grey outside the crop; "open" leaves out its roundings, and shows black.
 
@@ -91,10 +91,10 @@ class ShapePrior(nn.Module):
         """Length of the coefficient vector."""
         return sum(self._sizes)
 
-    def prepare(self, precision: str = "auto") -> "ShapePrior":
+    def for_inference(self, precision: str = "auto") -> "ShapePrior":
         """The same prior for inference: called alike, with a faster copy of the regressor, which cannot be trained.
 
-        A regressor without a method ``prepare``, such as a plugin's, is used as it is.
+        A regressor without a method ``for_inference``, such as a plugin's, is used as it is.
 
         Args:
             precision: of the regressor; the geometry is float32. "auto" is "fp16" where the regressor is on CUDA, and "fp32"
@@ -105,7 +105,7 @@ class ShapePrior(nn.Module):
             ValueError: the precision is unknown.
         """
         own = self.regressor
-        regressor = own.prepare(precision) if hasattr(own, "prepare") else own
+        regressor = own.for_inference(precision) if hasattr(own, "for_inference") else own
         return ShapePrior(regressor, self.model, self.rasterizer, self.protocol).eval()
 
     def forward(self, crop: Tensor, points5: Tensor) -> ShapeResult:

@@ -6,8 +6,8 @@ In groups of the same work: the operation, and its definition step by step.
 import pytest
 import torch
 
-from sgpn_model.pipeline.bench_measure import Settings, wait_for
-from sgpn_model.pipeline.bench_ops import FORWARD, GRADIENTS, cases, timed_call
+from sgpn_model.cli.bench_measure import Settings, wait_for
+from sgpn_model.cli.bench_ops import FORWARD, GRADIENTS, cases, timed_call
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 NAMES = ["fused_leaky_relu", "concat_leaky_relu", "masked_blend", "upfirdn2d, blur", "upsample2d, RGB"]

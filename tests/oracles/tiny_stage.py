@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sgpn_arch.registry import ARCH_REGISTRY, MODEL_REGISTRY
-from sgpn_model import distributed
-from sgpn_model.losses import nonsaturating_loss, r1_penalty
-from sgpn_model.training_model import TrainingModel
+from sgpn_model.train import distributed
+from sgpn_model.train.losses import nonsaturating_loss, r1_penalty
+from sgpn_model.train.training_model import TrainingModel
 
 
 @ARCH_REGISTRY.register()

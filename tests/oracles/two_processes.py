@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from oracles.tiny_stage import TinyModel
-from sgpn_model import distributed
-from sgpn_model.pipeline import train
+from sgpn_model.train import distributed
+from sgpn_model.train import loop as train
 
 
 def main(folder: Path) -> None:

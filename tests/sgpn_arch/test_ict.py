@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from sgpn_arch.face3d import ict
 from sgpn_arch.face3d.morphable_model import MorphableModel, five_points
+from sgpn_arch.face3d.readers import ict
 
 # Vertices and polygons of the parts, [first, behind last), counted by hand in the kit's README.
 FACE, NARROW = ((0, 9409), (0, 9230)), ((0, 6706), (0, 6560))

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.spatial import Delaunay
 
 from oracles import rasterizer as oracle
-from sgpn_arch.face3d import rasterizer
-from sgpn_arch.face3d.rasterizer import clip_positions, interpolate, rasterize
+from sgpn_arch.face3d.raster import rasterizer
+from sgpn_arch.face3d.raster.rasterizer import clip_positions, interpolate, rasterize
 
 SIZE = (11, 14)
 TRIANGLE = torch.tensor([[0, 1, 2]])
@@ -290,7 +290,7 @@ def test_missing_nvdiffrast_says_what_to_install(monkeypatch):
 
 
 def test_numba_is_imported_at_the_first_drawing_only():
-    code = "import sys, sgpn_arch.face3d.rasterizer; sys.exit('numba' in sys.modules)"
+    code = "import sys, sgpn_arch.face3d.raster.rasterizer; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}).returncode == 0
 
 

@@ -8,10 +8,12 @@ import types
 import pytest
 import torch
 
-from sgpn_arch.face3d import compiled, normals_cpu, rasterizer, rasterizer_cpu
-from sgpn_arch.face3d.rasterizer import interpolate, rasterize
+from sgpn_arch.face3d import normals_cpu
+from sgpn_arch.face3d import numba_loops as compiled
+from sgpn_arch.face3d.raster import rasterizer, rasterizer_cpu
+from sgpn_arch.face3d.raster.rasterizer import interpolate, rasterize
+from sgpn_arch.face3d.raster.visibility import visible_triangles
 from sgpn_arch.face3d.synthetic import synthetic_model
-from sgpn_arch.face3d.visibility import visible_triangles
 
 SIZE = (60, 76)
 
@@ -156,7 +158,8 @@ import threading
 from sgpn_arch.face3d.shape_prior import ShapePrior, warm_up
 thread = threading.Thread(target=warm_up)
 thread.start(); thread.join()
-from sgpn_arch.face3d import normals_cpu, rasterizer_cpu
+from sgpn_arch.face3d import normals_cpu
+from sgpn_arch.face3d.raster import rasterizer_cpu
 loops = (rasterizer_cpu.draw, rasterizer_cpu.blend, normals_cpu.vertex_normals)
 before = [len(loop.signatures) for loop in loops]
 import torch
@@ -174,7 +177,7 @@ def refuse(self):
     raise OSError("read-only file system")
 caching._CacheLocator.ensure_cache_path = refuse
 import torch
-from sgpn_arch.face3d.rasterizer import rasterize
+from sgpn_arch.face3d.raster.rasterizer import rasterize
 points = torch.tensor([[[0.0, 0.0], [9.0, 0.0], [0.0, 9.0]]])
 seen = rasterize(points, torch.ones(1, 3), torch.tensor([[0, 1, 2]]), (4, 4))
 assert (seen.triangle_ids == 0).all()

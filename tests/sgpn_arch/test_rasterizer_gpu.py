@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sgpn_arch.face3d.morphable_model import MorphableModel
-from sgpn_arch.face3d.rasterizer import interpolate, plain_fragments, rasterize
+from sgpn_arch.face3d.raster.rasterizer import interpolate, plain_fragments, rasterize
 from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_arch.face3d.synthetic import synthetic_model
 
@@ -94,7 +94,7 @@ def test_half_precision_of_the_regressor_is_the_default():
 
     model = synthetic_model(2000, dims=(4, 3, 2))
     prior = ShapePrior(D3DFR(*model.dims, backbone="resnet18"), model).cuda().eval()
-    prepared = prior.prepare()
+    prepared = prior.for_inference()
     assert prepared.regressor.precision == "fp16"
     crop, points = (
         torch.rand(2, 3, 128, 128).cuda() * 2 - 1,

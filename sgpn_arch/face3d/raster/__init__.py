@@ -1,0 +1,1 @@
+"""The differentiable rasteriser and its backends."""

@@ -1,0 +1,1 @@
+"""Readers of morphable models in other formats."""

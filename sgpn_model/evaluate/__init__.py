@@ -1,0 +1,1 @@
+"""Measuring: metrics, the test, its report, and the ablation."""

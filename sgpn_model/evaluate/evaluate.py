@@ -1,0 +1,512 @@
+"""What ``sgpn test`` runs: restorers, and folders of restored pictures, scored on a fixed set of degraded faces."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from sgpn_arch.face3d.shape_prior import ShapePrior
+from sgpn_arch.fusion_arch import mask_pictures
+from sgpn_arch.registry import METRIC_REGISTRY
+from sgpn_data.photos import READ_SUFFIXES, ImageError, read_photo, write_picture
+from sgpn_data.tensors import to_images, to_tensor
+from sgpn_model.config.checking import check_dataset
+from sgpn_model.config.reading import TOP_LEVEL, OptionError, build, check_keys, check_numbers, read_options
+from sgpn_model.config.registries import fill_registries
+from sgpn_model.evaluate.metrics import MetricUnavailable, landmark_error, psnr, rendering_error
+from sgpn_model.evaluate.report import (
+    INPUT,
+    LANDMARK_ERROR,
+    PRIOR_LANDMARK_ERROR,
+    PRIOR_RENDERING_ERROR,
+    TRUTH,
+    FacePictures,
+    RowPictures,
+    Scores,
+    chosen_faces,
+    markdown,
+    write_report,
+)
+from sgpn_model.restore.fidelity import checked_fidelity, taken_back
+from sgpn_model.restore.restorer import choose_device, find_weights, load_networks
+from sgpn_model.train.batches import build_dataset, evaluation_batches
+
+LOGGER = logging.getLogger("sgpn")
+KEYS = {"name", "device", "num_threads", "datasets", "restorers", "judge", "metrics"}
+REQUIRED = ("name", "datasets", "metrics")
+# What GFPGAN and others append to the name of an aligned picture's restoration: the number of the face in it.
+FIRST_FACE = "_00"
+# How many missing pictures are named.
+NAMED = 5
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+def run(
+    options_path: str,
+    overrides: Iterable[str] = (),
+    device: str | None = None,
+    output: str | None = None,
+    restorers: Iterable[str] = (),
+    save_inputs: str | None = None,
+) -> dict[str, dict[str, float]]:
+    """Scores what an option file describes, writes the report folder, and returns row -> metric -> mean.
+
+    Args:
+        options_path, overrides, device, save_inputs: as :func:`evaluate` has them.
+        output: the report's folder (default: experiments/NAME). restorers: more of them, ``NAME=PLACE`` or ``PLACE``.
+    """
+    scores = evaluate(options_path, overrides, device, parse_restorers(restorers), save_inputs)
+    folder = Path(output or Path("experiments") / scores.options["name"])
+    write_report(folder, scores)
+    print(markdown(scores.table(), scores.labels()))
+    LOGGER.info("%d faces; report in %s", len(scores.faces), folder)
+    return scores.table()
+
+
+def evaluate(
+    options_path: str,
+    overrides: Iterable[str] = (),
+    device: str | None = None,
+    restorers: Mapping[str, Any] | None = None,
+    save_inputs: str | None = None,
+) -> Scores:
+    """Scores the degraded input and every restorer of an option file face by face, and writes nothing but the inputs.
+
+    ``restorers`` of the file maps a row's name to weights (a shipped name or a checkpoint file, or ``{weights: ...,
+    fidelity: 0..1 or auto}``) or to a folder of pictures that were restored elsewhere, see :class:`FolderRestorer`; one
+    that is not there is left out with a warning.
+    ``metrics`` lists registered metrics; ``landmark_error``, which a regressor measures, is always given, and the error
+    of a restorer's own shape prior where it has one. ``judge`` names the weights whose regressor looks for the
+    landmarks (default: the shipped ones).
+
+    Args:
+        options_path: the option file. overrides: ``a.b=c`` assignments. device: overrides the file's ``device``.
+        restorers: more of them; a name that the file has too takes its place.
+        save_inputs: a folder for the degraded pictures, NAME.png, so that others can restore them.
+
+    Raises:
+        OptionError, CheckpointError, CatalogueError: before any picture is scored.
+    """
+    opt, origins = read_options(options_path, overrides)
+    with origins.named():
+        fill_registries()
+        check_testing(opt)
+        opt["restorers"] = {**(opt.get("restorers") or {}), **(restorers or {})}
+        check_restorers(opt["restorers"])
+        place = choose_device(device or opt.get("device", "auto"))
+        dataset = build_dataset(opt["datasets"]["test"], "test")
+    if opt.get("num_threads"):
+        torch.set_num_threads(opt["num_threads"])
+    scores = Scores(options=opt, device=str(place))
+    metrics = _build_metrics(opt["metrics"], place, scores)
+    rows = _load_restorers(opt["restorers"], place, scores)
+    judge = load_networks(opt.get("judge", "default"))[1].eval().to(place)
+    if save_inputs:
+        _check_inputs_folder(Path(save_inputs), dataset)
+    scorer = _Scorer(scores, rows, metrics, judge, chosen_faces(len(dataset)), save_inputs)
+    for batch in tqdm(evaluation_batches(dataset, opt["datasets"]["test"]), desc="testing", unit="batch"):
+        scorer.add(_to(batch, place))
+    scorer.finish()
+    return scores
+
+
+def parse_restorers(arguments: Iterable[str]) -> dict[str, str]:
+    """``NAME=PLACE`` or ``PLACE``, whose last part is the name then -> name -> place.
+
+    Raises:
+        OptionError: a name or a place is empty, or a name comes twice.
+    """
+    restorers: dict[str, str] = {}
+    for argument in arguments:
+        name, separator, place = argument.partition("=")
+        if not separator:
+            name, place = Path(argument).stem, argument
+        if not name.strip() or not place.strip():
+            raise OptionError(f"--restorer {argument}: write NAME=FOLDER or NAME=WEIGHTS")
+        if name in restorers:
+            raise OptionError(f"--restorer {argument}: there is another of the name '{name}'; choose one yourself")
+        restorers[name] = place
+    return restorers
+
+
+def check_testing(opt: Mapping) -> None:
+    """Raises OptionError where ``sgpn test`` cannot use these options; no file is looked for."""
+    for key in opt:
+        if key in TOP_LEVEL - KEYS - {"manual_seed"} or str(key).startswith("network_"):
+            raise OptionError(f"{key}: has no meaning for `sgpn test`, which takes {', '.join(sorted(KEYS))}")
+    if "manual_seed" in opt:
+        raise OptionError(
+            "manual_seed: has no effect in a test: the degradations' seed is datasets.test.seed, and nothing else is drawn"
+        )
+    check_keys(opt, KEYS, "")
+    for key in REQUIRED:
+        if not opt.get(key):
+            raise OptionError(f"{key}: this option is missing")
+    check_keys(opt["datasets"], {"test"}, "datasets")
+    if "test" not in opt["datasets"]:
+        raise OptionError("datasets.test: this section is missing")
+    check_numbers(opt)
+    check_dataset(opt, "test")
+    if not isinstance(opt["metrics"], list):
+        raise OptionError(f"metrics: expected a list of names, found {opt['metrics']!r}")
+    # BasicSR's metrics are functions with a signature of their own.
+    known = {name for name, metric in METRIC_REGISTRY if isinstance(metric, type)}
+    check_keys(dict.fromkeys(opt["metrics"]), known, "metrics")
+    check_restorers(opt.get("restorers") or {})
+
+
+def check_restorers(restorers: Mapping) -> None:
+    """Raises OptionError unless these are names of rows and places."""
+    if not isinstance(restorers, Mapping):
+        raise OptionError(f"restorers: expected a mapping of names to weights or folders, found {restorers!r}")
+    for name, place in restorers.items():
+        if name in (INPUT, TRUTH):
+            raise OptionError(f"restorers.{name}: the table has a row of this name already; choose another")
+        if isinstance(place, Mapping):
+            check_keys(place, {"weights", "fidelity"}, f"restorers.{name}")
+            checked_fidelity(place.get("fidelity", "auto"))
+            place = place.get("weights")
+        if not isinstance(place, str) or not place:
+            raise OptionError(f"restorers.{name}: expected weights or a folder, found {place!r}")
+
+
+def _to(batch: dict, device: torch.device) -> dict:
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
+def _check_inputs_folder(folder: Path, dataset) -> None:
+    if folder.resolve() in {Path(path).parent.resolve() for path in getattr(dataset, "paths", ())}:
+        raise OptionError(f"--save-inputs {folder}: holds the test's own pictures; choose another folder")
+
+
+def _build_metrics(names: Iterable[str], device: torch.device, scores: Scores) -> dict[str, Callable]:
+    metrics = {}
+    for name in names:
+        try:
+            metric = build({"type": name}, METRIC_REGISTRY, "metrics")
+        except MetricUnavailable as error:
+            scores.leave_out(str(error))
+            continue
+        metrics[name] = metric.to(device) if isinstance(metric, nn.Module) else metric
+    return metrics
+
+
+def _load_restorers(opt: Mapping[str, Any], device: torch.device, scores: Scores) -> dict[str, Callable]:
+    rows: dict[str, Callable] = {}
+    for name, given in opt.items():
+        fidelity = given.get("fidelity", "auto") if isinstance(given, Mapping) else "auto"
+        place = given["weights"] if isinstance(given, Mapping) else given
+        if Path(place).is_dir():
+            rows[name] = FolderRestorer(place)
+            continue
+        try:
+            find_weights(place)
+        except ValueError as error:
+            scores.leave_out(f"the row '{name}': {error}; nor is it a folder")
+            continue
+        rows[name] = CropRestorer(place, device, fidelity)
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Restorers
+
+
+@dataclass
+class Restored:
+    """What a restorer made of a batch of N faces of S pixels.
+
+    Attributes:
+        images: (N, 3, S, S) RGB in [-1, 1]. known: which of them there are.
+        render: (N, 3, s, s) of its shape prior, or None. masks: resolution -> (N, 1, r, r), white trusts the photo.
+        errors: of its shape prior, one value per face.
+    """
+
+    images: Tensor
+    known: list[bool]
+    render: Tensor | None = None
+    masks: dict[int, Tensor] = field(default_factory=dict)
+    errors: dict[str, list[float]] = field(default_factory=dict)
+
+
+class CropRestorer:
+    """Restores batches of aligned crops with the networks of one checkpoint, at whatever size the crops have."""
+
+    def __init__(self, weights: str, device: torch.device | str, fidelity: float | str = "auto"):
+        self.fidelity = fidelity
+        network, prior, _ = load_networks(weights)
+        self.network = network.eval().to(device, memory_format=torch.channels_last)
+        self.prior = prior.eval().to(device)
+
+    @torch.inference_mode()
+    def __call__(self, batch: Mapping, names: Sequence[str]) -> Restored:
+        """A batch of the test's dataset -> restored crops, clamped, and what its shape prior and masks look like."""
+        size, own = batch["lq"].shape[-1], self.network.size
+        crops, points = _resize(batch["lq"], own), _scale_points(batch["points5"], size, own)
+        shape = self.prior(crops, points)
+        images, masks = self.network(crops, shape.render, shape.coeffs, return_masks=True)
+        landmarks = _scale_points(batch["landmarks68"], size, own)
+        errors = {
+            PRIOR_LANDMARK_ERROR: landmark_error(shape.landmarks, landmarks).tolist(),
+            PRIOR_RENDERING_ERROR: rendering_error(shape.render, shape.mask, _resize(batch["hq"], own)).tolist(),
+        }
+        images, kept = taken_back(images, crops, self.fidelity)
+        images = _resize(images, size)
+        if size > own:
+            images = images + kept[:, None, None, None] * (batch["lq"] - _resize(crops, size))
+        images = images.clamp(-1, 1)
+        return Restored(images, [True] * len(images), shape.render, mask_pictures(masks), errors)
+
+    def notes(self) -> list[str]:
+        """Nothing that a reader should know."""
+        return []
+
+
+def _resize(images: Tensor, size: int) -> Tensor:
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
+
+
+def _scale_points(points: Tensor, size: int, own: int) -> Tensor:
+    return (points + 0.5) * (own / size) - 0.5
+
+
+class FolderRestorer:
+    """Pictures that something else restored, found by the name of the face: NAME.png, of any kind of picture, or NAME_00.
+
+    A picture of another size is resized to the test's. One that is missing, unreadable or not square is counted and
+    named; its face has no values in this row.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.files = {
+            path.stem: path
+            for path in sorted(self.folder.iterdir(), reverse=True)
+            if path.suffix.lower() in READ_SUFFIXES and path.is_file()
+        }
+        self.unusable: dict[str, str] = {}
+        self.resized: dict[str, int] = {}
+
+    def __call__(self, batch: Mapping, names: Sequence[str]) -> Restored:
+        """A batch of the test's dataset and its faces' names -> their pictures; grey where there is none."""
+        found = [self._read(name, batch["lq"].shape[-1]) for name in names]
+        images = torch.zeros_like(batch["lq"])
+        for number, picture in enumerate(found):
+            if picture is not None:
+                images[number] = to_tensor(picture).to(images.device)
+        return Restored(images, [picture is not None for picture in found])
+
+    def _read(self, name: str, size: int) -> np.ndarray | None:
+        path = self.files.get(name) or self.files.get(name + FIRST_FACE)
+        if path is None:
+            self.unusable[name] = "missing"
+            return None
+        try:
+            picture = read_photo(path).bgr
+        except ImageError:
+            self.unusable[name] = "unreadable"
+            return None
+        height, width = picture.shape[:2]
+        if height != width:
+            self.unusable[name] = f"{width}x{height}, not square"
+            return None
+        if height == size:
+            return picture
+        self.resized[name] = height
+        return cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA if height > size else cv2.INTER_CUBIC)
+
+    def notes(self) -> list[str]:
+        """What a reader should know of the pictures that were asked for so far."""
+        notes = []
+        if self.unusable:
+            named = [f"{name} ({why})" for name, why in list(self.unusable.items())[:NAMED]]
+            more = f" and {len(self.unusable) - NAMED} more" if len(self.unusable) > NAMED else ""
+            notes.append(
+                f"{_count(len(self.unusable), 'picture')} of {self.folder} cannot be used, so this row is about fewer "
+                f"faces: {', '.join(named)}{more}"
+            )
+        if self.resized:
+            sizes = ", ".join(f"{size}" for size in sorted(set(self.resized.values())))
+            pictures = _count(len(self.resized), "picture")
+            notes.append(f"{pictures} of {self.folder} resized to the test's size, from {sizes} px")
+        return notes
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scoring
+
+
+class _Scorer:
+    """Fills in Scores, batch by batch."""
+
+    def __init__(self, scores, restorers, metrics, judge: ShapePrior, chosen: set[int], save_inputs: str | None):
+        self.scores, self.restorers, self.judge = scores, restorers, judge
+        self.chosen, self.save_inputs = chosen, save_inputs
+        self.of_sets = {name: metric for name, metric in metrics.items() if hasattr(metric, "distance")}
+        self.of_faces = {name: metric for name, metric in metrics.items() if name not in self.of_sets}
+        self.order = list(metrics)
+        # Row -> set metric -> features of each batch; and of each row, which faces it has.
+        self.features: dict[str, dict[str, list[Tensor]]] = {}
+        self.known: dict[str, list[bool]] = {}
+        self.seen: set[str] = set()
+        self.names: set[str] = set()
+        self.repeated = 0
+
+    def add(self, batch: dict) -> None:
+        """Scores a batch of the dataset. Faces that stand in for unusable ones were scored already, and are not again."""
+        batch = self._without_repeated(batch)
+        if not batch["path"]:
+            return
+        self._drop_metrics_for_larger_pictures(batch["lq"].shape[-1])
+        names = [self._name(path) for path in batch["path"]]
+        every = [True] * len(names)
+        rows = {INPUT: Restored(batch["lq"], every)}
+        rows.update({name: restore(batch, names) for name, restore in self.restorers.items()})
+        rows[TRUTH] = Restored(batch["hq"], every)
+        for row, restored in rows.items():
+            self._score(row, restored, batch)
+        self._keep_pictures(len(self.scores.faces), names, rows)
+        if self.save_inputs:
+            for name, picture in zip(names, to_images(batch["lq"]), strict=True):
+                write_picture(Path(self.save_inputs) / f"{name}.png", picture)
+        self.scores.faces += names
+        self.scores.input_psnr += psnr()(batch["lq"], batch["hq"])
+
+    def _without_repeated(self, batch: dict) -> dict:
+        keep = []
+        for number, path in enumerate(batch["path"]):
+            if path not in self.seen:
+                keep.append(number)
+            self.seen.add(path)
+        self.repeated += len(batch["path"]) - len(keep)
+        if len(keep) == len(batch["path"]):
+            return batch
+        return {
+            key: value[keep] if isinstance(value, Tensor) else [value[number] for number in keep]
+            for key, value in batch.items()
+        }
+
+    def _name(self, path: str) -> str:
+        """A face's name: its file's stem, or where another has that already, with a number. The same in every run."""
+        stem = Path(path).stem
+        name, number = stem, 1
+        while name in self.names:
+            number += 1
+            name = f"{stem}_{number}"
+        self.names.add(name)
+        return name
+
+    def _drop_metrics_for_larger_pictures(self, size: int) -> None:
+        for metrics in (self.of_faces, self.of_sets):
+            for name, metric in list(metrics.items()):
+                smallest = getattr(metric, "min_size", 1)
+                if size < smallest:
+                    self.scores.leave_out(f"{name} needs pictures of at least {smallest} px, but these have {size}")
+                    del metrics[name]
+
+    def _score(self, row: str, restored: Restored, batch: Mapping) -> None:
+        known = torch.tensor(restored.known, device=restored.images.device)
+        self.known.setdefault(row, []).extend(restored.known)
+        values = {}
+        if any(restored.known):
+            images = restored.images[known]
+            part = {key: value[known] for key, value in batch.items() if isinstance(value, Tensor)}
+            values = self._values(row, images, part)
+            for name, metric in self.of_sets.items():
+                self.features.setdefault(row, {}).setdefault(name, []).append(metric.features(images))
+        for name in self._columns(row):
+            numbers = iter(values.get(name, ()))
+            filled = [next(numbers) if there else float("nan") for there in restored.known]
+            self.scores.per_face.setdefault(row, {}).setdefault(name, []).extend(filled)
+        for name, errors in restored.errors.items():
+            self.scores.per_face[row].setdefault(name, []).extend(errors)
+
+    def _columns(self, row: str) -> list[str]:
+        """The metrics that have a value per face in this row."""
+        free = [name for name, metric in self.of_faces.items() if not getattr(metric, "needs_reference", True)]
+        return [*(free if row == TRUTH else self.of_faces), LANDMARK_ERROR]
+
+    def _values(self, row: str, images: Tensor, batch: Mapping) -> dict[str, list[float]]:
+        values = {}
+        for name in self._columns(row)[:-1]:
+            metric = self.of_faces[name]
+            reference = (batch["hq"],) if getattr(metric, "needs_reference", True) else ()
+            values[name] = metric(images, *reference, **{key: batch[key] for key in getattr(metric, "inputs", ())})
+        landmarks = _landmarks(self.judge, images, batch["points5"])
+        values[LANDMARK_ERROR] = landmark_error(landmarks, batch["landmarks68"]).tolist()
+        return values
+
+    def _keep_pictures(self, first: int, names: Sequence[str], rows: Mapping[str, Restored]) -> None:
+        for number, name in enumerate(names):
+            if first + number in self.chosen:
+                self.scores.pictures.append(
+                    FacePictures(name, {row: _row_pictures(restored, number) for row, restored in rows.items()})
+                )
+
+    def finish(self) -> None:
+        """Compares the sets, and notes what a reader should know."""
+        scores = self.scores
+        for row in [*self.features]:
+            if row == TRUTH:
+                continue
+            known = torch.tensor(self.known[row])
+            for name, metric in self.of_sets.items():
+                target = torch.cat(self.features[TRUTH][name])[known.to(self.features[TRUTH][name][0].device)]
+                value = float(metric.distance(torch.cat(self.features[row][name]), target))
+                scores.of_sets.setdefault(row, {})[name] = value
+        scores.known = {row: sum(known) for row, known in self.known.items()}
+        scores.order = [*self.order, LANDMARK_ERROR, PRIOR_LANDMARK_ERROR, PRIOR_RENDERING_ERROR]
+        if self.repeated:
+            pictures = _count(self.repeated, "picture")
+            scores.note(f"{pictures} of the test set cannot be used, so there are fewer faces than files")
+        for metric in (*self.of_faces.values(), *self.of_sets.values()):
+            caution = getattr(metric, "caution", lambda faces: None)(len(scores.faces))
+            if caution:
+                scores.note(caution)
+        for row, restorer in self.restorers.items():
+            for note in restorer.notes():
+                scores.note(f"{row}: {note}")
+        self._note_what_has_no_value()
+
+    def _note_what_has_no_value(self) -> None:
+        """Metrics that no face of any row has a finite value of."""
+        present = {name for columns in self.scores.table().values() for name in columns}
+        for name in (*self.of_faces, *self.of_sets, LANDMARK_ERROR):
+            if name not in present:
+                why = " (the faces' landmarks are not known)" if name == LANDMARK_ERROR else ""
+                self.scores.leave_out(f"{name}: no face has a value{why}")
+
+
+@torch.inference_mode()
+def _landmarks(judge: ShapePrior, images: Tensor, points: Tensor) -> Tensor:
+    return judge(images, points).landmarks
+
+
+def _row_pictures(restored: Restored, number: int) -> RowPictures:
+    part = slice(number, number + 1)
+    return RowPictures(
+        to_images(restored.images[part])[0] if restored.known[number] else None,
+        None if restored.render is None else to_images(restored.render[part])[0],
+        {resolution: _grey(mask[number, 0]) for resolution, mask in restored.masks.items()},
+    )
+
+
+def _grey(mask: Tensor) -> np.ndarray:
+    return (mask.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()

@@ -1,0 +1,1 @@
+"""Restoring photos with trained networks."""

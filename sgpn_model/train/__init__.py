@@ -1,0 +1,1 @@
+"""Training: the stages, their losses, and the loop that runs them."""

@@ -1,0 +1,207 @@
+"""Initialising SGPN: with a generative prior (PriorModel's, or GPEN's as released), as the identity, or from a smaller SGPN."""
+
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sgpn_arch.fusion_arch import AFFB
+from sgpn_arch.released_names import PriorReport, init_from_prior
+from sgpn_arch.sft_arch import ChannelSplitSFT
+from sgpn_arch.sgpn_arch import SGPN
+from sgpn_arch.stylegan2_arch import ConcatStyleGAN2Generator
+from sgpn_model.weights.checkpoint import CheckpointError, load_checkpoint, load_weights, read_pickle
+from sgpn_model.weights.convert import STATE_KEYS
+
+LOGGER = logging.getLogger("sgpn")
+
+
+def initialise_from_prior(network: nn.Module, path: str) -> PriorReport:
+    """Initialises an SGPN with the prior in a file, and logs what was taken.
+
+    Args:
+        network: the SGPN. Tensors that have no counterpart of the same shape keep their values: the encoder, the masks of
+            AFFB and the first mapping layer have none in our priors.
+        path: a checkpoint of :class:`sgpn_model.train.prior_model.PriorModel`, for a network of any size with the same channels
+            at the same scales; or GPEN's (.pth), whose encoder is taken too.
+
+    Raises:
+        CheckpointError: the file cannot be read, or nothing in it fits.
+    """
+    try:
+        if Path(path).suffix == ".safetensors":
+            report = _take_ours(network, path)
+        else:
+            report = init_from_prior(network, _state_dict(read_pickle(path)))
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    LOGGER.info(
+        "%s: %d tensors initialise network_g; not in the prior: %s; there in another shape: %s; without a place here: %s",
+        *(path, len(report.taken), *(_listed(part) for part in (report.absent, report.unfit, report.unused))),
+    )
+    return report
+
+
+def _take_ours(network: nn.Module, path: str) -> PriorReport:
+    prior = load_checkpoint(path).network("network_g")
+    if not isinstance(prior, ConcatStyleGAN2Generator):
+        raise CheckpointError(
+            f"{path}: its network_g is {type(prior).__name__}, no prior; a whole SGPN goes into path.pretrain_network_g"
+        )
+    offered = {f"decoder.{key}": (f"decoder.{key}", value) for key, value in prior.decoder.state_dict().items()}
+    offered.update(_mapping_from_the_end(network, prior))
+    own = network.state_dict()
+    taken = {key: value for key, (_, value) in offered.items() if key in own and own[key].shape == value.shape}
+    if not any(re.fullmatch(r"decoder\.convs\.\d+\.conv\.weight", key) for key in taken):
+        raise CheckpointError(f"{path}: no convolution of it fits network_g; are width and max_channels the same?")
+    load_weights(network, {**own, **taken}, path)
+    unfit = [key for key in offered if key in own and key not in taken]
+    absent = [key for key in own if key not in offered]
+    return PriorReport(list(taken), absent, unfit, [theirs for key, (theirs, _) in offered.items() if key not in own])
+
+
+def _mapping_from_the_end(network: nn.Module, prior: ConcatStyleGAN2Generator) -> dict[str, tuple[str, Tensor]]:
+    """SGPN's name -> the prior's name and tensor. The last layer is the last, for w is what the decoder is used to.
+
+    Stored weights and biases are divided by the learning-rate multiplier, which may be another here.
+    """
+    ours, theirs = network.mapping.layers, prior.mapping.layers
+    offered = {}
+    for index, layer in enumerate(theirs):
+        place = index + len(ours) - len(theirs)
+        ratio = layer.lr_mul / ours[0].lr_mul
+        for key, value in layer.state_dict().items():
+            offered[f"mapping.layers.{place}.{key}"] = f"mapping.layers.{index}.{key}", value * ratio
+    return offered
+
+
+def _state_dict(content) -> Mapping[str, Tensor]:
+    """The tensors, where the file holds them beside other things."""
+    if isinstance(content, Mapping):
+        for key in STATE_KEYS:
+            if isinstance(content.get(key), Mapping):
+                return content[key]
+    return content
+
+
+# -- choices of ours, for short training --------------------------------------------------------------------------------
+
+# Through two fused leaky ReLUs (slope 0.2, gain sqrt 2), x and -x come out as values whose difference is 2.08 x.
+AFTER_ONE, AFTER_TWO = 1.2 * 2**0.5, 2.08
+# After the encoder's blur, these taps make about the mean of two pixels, as which the small network knew its photo.
+UNBLUR = torch.tensor([-0.5, 2.0, -0.5])
+TRUST = 8.0  # bias of a mask that is to be 1: sigmoid(8) = 0.9997
+
+
+@torch.no_grad()
+def start_from_input(network: SGPN) -> None:
+    """Changes a fresh SGPN so that its output is its photo, which it then learns to correct (a choice of ours).
+
+    Six channels of the encoder's first features hold RGB and its negative, the finest fusion passes them on, and the
+    finest ToRGB makes RGB of their differences. All other weights of all ToRGBs are 0. The scalars that weigh the fused
+    features, 0 in StyledConv for the sake of a pretrained prior, are 1.
+    """
+    for conv in [network.decoder.first_conv, *network.decoder.convs]:
+        conv.weight.fill_(1)
+    for to_rgb in [network.decoder.first_to_rgb, *network.decoder.to_rgbs]:
+        to_rgb.conv.weight.zero_()
+    _show_photo(network)
+
+
+def _show_photo(network: SGPN) -> None:
+    for encoder in filter(None, (network.encoder, network.render_encoder)):
+        first = encoder.stages[0]
+        first.conv.weight[:6] = _plus_minus() / first.conv.scale
+        first.bias[:6] = 0
+    fusion, to_rgb = network.decoder.convs[-1].fusion, network.decoder.to_rgbs[-1].conv
+    _pass_photo_on(fusion)
+    shown = _photo_channels(to_rgb, fusion)
+    to_rgb.modulation.weight[shown] = 0
+    to_rgb.weight[:, shown] += _photo_to_rgb(to_rgb)
+
+
+def _pass_photo_on(fusion: nn.Module) -> None:
+    """Lets six channels of the photo's features through as they are."""
+    if isinstance(fusion, AFFB):
+        fusion.mask.weight[:6] = 0
+        fusion.mask.bias[:6] = TRUST
+    if isinstance(fusion, ChannelSplitSFT):
+        fusion.scale.weight[:6] = 0
+        fusion.scale.bias[:6] = -1  # nothing of the prior's
+        fusion.shift.weight[:6] = torch.eye(fusion.channels)[:6, :, None, None] / fusion.shift.scale
+        fusion.shift.bias[:6] = 0
+
+
+def _photo_channels(to_rgb: nn.Module, fusion: nn.Module) -> slice:
+    """Where these six are in what ToRGB gets: in the fused half, and of it behind what ChannelSplitSFT leaves as it is."""
+    start = to_rgb.weight.shape[1] // 2
+    if isinstance(fusion, ChannelSplitSFT):
+        start += fusion.channels - fusion.modulated
+    return slice(start, start + 6)
+
+
+def _plus_minus() -> Tensor:
+    eye = torch.eye(3)
+    return torch.cat([eye, -eye])[:, :, None, None]
+
+
+def _photo_to_rgb(conv: nn.Module) -> Tensor:
+    return _plus_minus().transpose(0, 1) / (AFTER_TWO * conv.scale)
+
+
+def grow(network: SGPN, path: str) -> None:
+    """Initialises a fresh SGPN with one of half its size, so that it does at once what the small one did.
+
+    The result is the photo plus the small network's correction, enlarged; the small network's photo is the blurred and
+    halved one. The small network must have begun as :func:`start_from_input` makes it, and have the same channels at
+    the scales that both have. The finest scale of the decoder is new. (A choice of ours; Karras et al. 2018 grow their
+    networks too, by fading in.)
+
+    Raises:
+        CheckpointError: the file holds no such network.
+    """
+    small = load_checkpoint(path).network("network_g")
+    if not isinstance(small, SGPN) or 2 * small.size != network.size:
+        found = f"a {type(small).__name__} of {getattr(small, 'size', '?')} px"
+        raise CheckpointError(f"{path}: path.grow_from needs an SGPN of {network.size // 2} px, found {found}")
+    start_from_input(network)
+    ours, theirs = network.state_dict(), small.state_dict()
+    renamed = {_grown_name(key): value for key, value in theirs.items() if ".stages.0." not in key}
+    unfit = [key for key, value in renamed.items() if key not in ours or ours[key].shape != value.shape]
+    if unfit:
+        raise CheckpointError(f"{path}: does not fit network_g at {_listed(unfit)}; only its size may differ")
+    load_weights(network, {**ours, **renamed}, path)
+    _take_first_stage(network, small)
+    to_rgb = network.decoder.to_rgbs[-2].conv
+    with torch.no_grad():  # the photo comes in at the finest scale now
+        to_rgb.weight[:, _photo_channels(to_rgb, network.decoder.convs[-3].fusion)] -= _photo_to_rgb(to_rgb)
+
+
+def _grown_name(key: str) -> str:
+    """An encoder's stages are counted from the finest one, a decoder's from the coarsest."""
+    return re.sub(r"(encoder\.stages\.)(\d+)", lambda found: f"{found[1]}{int(found[2]) + 1}", key)
+
+
+@torch.no_grad()
+def _take_first_stage(network: SGPN, small: SGPN) -> None:
+    """The small network's 1x1 convolution of RGB becomes a 3x3 one on RGB's six channels, after the blur."""
+    pairs = ((network.encoder, small.encoder), (network.render_encoder, small.render_encoder))
+    for encoder, own in (pair for pair in pairs if pair[0] is not None):
+        before, after = own.stages[0], encoder.stages[1]
+        colours = (before.conv.weight * before.conv.scale)[:, :, 0, 0] / AFTER_ONE
+        after.conv.weight.zero_()
+        both = torch.cat([colours, -colours], dim=1)[:, :, None, None]
+        after.conv.weight[:, :6] = both * torch.outer(UNBLUR, UNBLUR) / after.conv.scale
+        after.bias.copy_(before.bias)
+
+
+def _listed(names: list[str]) -> str:
+    if not names:
+        return "none"
+    shown = ", ".join(names[:3])
+    return f"{len(names)} ({shown}, ...)" if names[3:] else f"{len(names)} ({shown})"

@@ -1,0 +1,258 @@
+"""SGPNModel, the joint stage: generator, discriminator and regressor trained together on degraded faces."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sgpn_arch.errors import nearest
+from sgpn_arch.face3d.shape_prior import Mesh, ShapePrior, ShapeResult
+from sgpn_arch.fusion_arch import mask_pictures
+from sgpn_arch.registry import LOSS_REGISTRY, MODEL_REGISTRY
+from sgpn_model.config.reading import OptionError, build, check_keys
+from sgpn_model.evaluate.metrics import landmark_error, perceptual_mnv2, psnr
+from sgpn_model.train.initialise import grow, initialise_from_prior, start_from_input
+from sgpn_model.train.losses import landmark_loss_3d, mesh_loss, nonsaturating_loss, r1_penalty
+from sgpn_model.train.training_model import TrainingModel
+
+LANDMARK_FRAMES = ("shape", "posed")
+GAN_DEFAULTS = {"loss_weight": 1.0, "r1_weight": 10.0, "r1_every": 16, "start_iter": 0}
+
+
+@MODEL_REGISTRY.register()
+class SGPNModel(TrainingModel):
+    """L = L_rec + L_adv + 100 L_3dlm + 100 L_mesh (SGPN, section 3.3).
+
+    ``train`` options:
+      losses            name -> {type, arguments}: the image losses that make up L_rec; each takes (output, truth)
+      gan               loss_weight (1), r1_weight (10), r1_every (16), start_iter (0): steps before it train without
+                        L_adv, which spares half of a short run's time (a choice of ours); ~ leaves L_adv out
+      landmark_weight   of L_3dlm (100); the frozen regressor compares the output's 68 3D landmarks with the truth's
+      landmark_frame    "shape" (default): as identity and expression place them, before the head's pose; "posed": after
+                        it. The paper does not say; at its weight, the posed ones' gradient, most of it from the barely
+                        visible distance of the head, is some fifty times the perceptual loss's and wrecks the picture
+      landmark_start_iter  steps before L_3dlm counts (0): landmarks of an output that is no face yet mean little
+      landmark_every    steps between evaluations of L_3dlm (1), which then counts as many times, as lazy R1 does
+      mesh_weight       of L_mesh (100); the regressor on the degraded photo against the frozen one on the good photo
+      train_shape       whether the regressor learns (true); otherwise it stays frozen and L_mesh is left out
+      start_from_input  (false) the fresh generator's output is its input; see initialise.py
+      optim_g, optim_d, optim_shape   optimisers
+    """
+
+    NETWORKS = ("network_g", "network_d", "network_shape")
+    SHRINKS_PICTURES = True
+    TRAIN_KEYS = frozenset(
+        {
+            "losses",
+            "gan",
+            "landmark_weight",
+            "landmark_frame",
+            "landmark_every",
+            "landmark_start_iter",
+            "mesh_weight",
+            "train_shape",
+            "start_from_input",
+            "optim_g",
+            "optim_d",
+            "optim_shape",
+        }
+    )
+    TRAIN_SECTIONS = {"gan": GAN_DEFAULTS}
+    TRAIN_CHOICES = {"landmark_frame": LANDMARK_FRAMES}
+
+    def build(self) -> None:
+        """Generator, regressor and its frozen copy, and the discriminator where there is an adversarial loss."""
+        path = self.opt.get("path") or {}
+        train = self.train_opt
+        shape = self.network("network_shape", path.get("pretrain_network_shape"))
+        self.networks["network_shape"] = shape
+        self.networks["network_g"] = self.network("network_g", path.get("pretrain_network_g"))
+        if path.get("pretrain_prior"):
+            if path.get("pretrain_network_g"):
+                raise OptionError("path.pretrain_prior: would overwrite path.pretrain_network_g; give one of the two")
+            initialise_from_prior(self.networks["network_g"], path["pretrain_prior"])
+        if train.get("start_from_input"):
+            start_from_input(self.networks["network_g"])
+        if path.get("grow_from"):
+            grow(self.networks["network_g"], path["grow_from"])
+        self.size = self.networks["network_g"].size
+        self.prior = self.shape_prior(shape)
+        self._check_coefficients()
+        self.frozen_prior = self.shape_prior(copy.deepcopy(shape).eval().requires_grad_(False))
+        self.train_shape = train.get("train_shape", True)
+        shape.requires_grad_(self.train_shape)
+        # Batches of a generator are too small for batch statistics, so the regressor keeps its own.
+        shape.eval()
+        self.average("network_g")
+        self.optimizer("optim_g", self.networks["network_g"].parameters(), train.get("optim_g"))
+        if self.train_shape:
+            self.optimizer("optim_shape", shape.parameters(), train.get("optim_shape"))
+        if not train.get("losses"):
+            raise OptionError("train.losses: this section is missing; write for instance {pixel: {type: L1Loss}}")
+        self.image_losses = {
+            name: build(opt, LOSS_REGISTRY, f"train.losses.{name}").to(self.device)
+            for name, opt in train["losses"].items()
+        }
+        frame = train.get("landmark_frame", "shape")
+        if frame not in LANDMARK_FRAMES:
+            raise OptionError(f"train.landmark_frame: unknown value '{frame}'{nearest(str(frame), LANDMARK_FRAMES)}")
+        self.gan = self._build_discriminator(train.get("gan", {}))
+        self.metrics = {"psnr": psnr(), "perceptual_mnv2": perceptual_mnv2().to(self.device)}
+
+    def _check_coefficients(self) -> None:
+        wanted, given = getattr(self.networks["network_g"], "coeff_dim", None), self.prior.coeff_dim
+        if wanted not in (None, given):
+            raise OptionError(f"network_g.coeff_dim: is {wanted}, but network_shape gives {given} coefficients")
+
+    def _build_discriminator(self, gan: dict | None) -> dict | None:
+        if gan is None:
+            return None
+        check_keys(gan, GAN_DEFAULTS, "train.gan")
+        path = self.opt.get("path") or {}
+        self.networks["network_d"] = self.network("network_d", path.get("pretrain_network_d"))
+        self.optimizer("optim_d", self.networks["network_d"].parameters(), self.train_opt.get("optim_d"))
+        self.networks["network_d"].requires_grad_(False)  # but in its own step
+        return {**GAN_DEFAULTS, **gan}
+
+    def describe(self) -> dict:
+        """What restoring needs beside the networks."""
+        data = self.opt["datasets"]["train"]
+        return {
+            "task": "restore" if data.get("inpaint") is None else "inpaint",
+            "protocol": self.prior.protocol,
+            "template": data.get("template", "ffhq"),
+            "size": self.networks["network_g"].size,
+        }
+
+    def release(self) -> dict[str, nn.Module]:
+        """Generator (averaged) and regressor; the discriminator stays in the training state."""
+        return {"network_g": self.ema["network_g"], "network_shape": self.networks["network_shape"]}
+
+    def feed_data(self, batch: dict) -> None:
+        """Takes a batch. A network smaller than the pictures gets them box-averaged; the regressor sees them whole.
+
+        So a small network meets the noise and the blocks that the same network, grown to the pictures' size, will meet.
+        """
+        super().feed_data(batch)
+        self.photo = self.batch["lq"]
+        self.photo_points5 = self.batch["points5"]
+        given = self.photo.shape[-1]
+        if given == self.size:
+            return
+        for key in ("lq", "hq"):
+            self.batch[key] = F.interpolate(self.batch[key], size=self.size, mode="area")
+        for key in ("points5", "landmarks68"):
+            self.batch[key] = (self.batch[key] + 0.5) * (self.size / given) - 0.5
+
+    def optimize_parameters(self, step: int) -> None:
+        """One step of generator and regressor, then one of the discriminator."""
+        self.log = {}
+        adversarial = self.gan is not None and step >= self.gan["start_iter"]
+        output = self._generator_step(adversarial, step)
+        if adversarial:
+            self._discriminator_step(output.detach(), step)
+        self.update_average(step)
+
+    def _generator_step(self, adversarial: bool, step: int) -> Tensor:
+        truth = self.batch["hq"]
+        with torch.set_grad_enabled(self.train_shape):
+            shape = self._input_shape()
+        output = self._restore(self.networks["network_g"], shape)
+        parts = {name: loss(output, truth) for name, loss in self.image_losses.items()}
+        parts.update(self._shape_losses(output, shape, step))
+        if adversarial:
+            parts["adv"] = self.gan["loss_weight"] * nonsaturating_loss(self._judge(output), real=True)
+        self.log.update({f"l_{name}": value.item() for name, value in parts.items()})
+        total = sum(parts.values())
+        self.step_optimizer(["optim_g", "optim_shape"] if self.train_shape else "optim_g", total)
+        return output
+
+    def _shape(self, prior: ShapePrior, images: Tensor) -> ShapeResult:
+        transform = prior.transform(self.batch["points5"], images.shape[-1])
+        with self.autocast():
+            coeffs = prior.coefficients(images, transform)
+        return prior.draw(coeffs.float(), transform, images.shape[-1])
+
+    def _input_shape(self) -> ShapeResult:
+        """The shape seen in the degraded photos, drawn at the network's size."""
+        transform = self.prior.transform(self.photo_points5, self.photo.shape[-1])
+        with self.autocast():
+            coeffs = self.prior.coefficients(self.photo, transform)
+        return self.prior.draw(coeffs.float(), self.prior.transform(self.batch["points5"], self.size), self.size)
+
+    def _shape_mesh(self, prior: ShapePrior, images: Tensor, transform: Tensor) -> Mesh:
+        with self.autocast():
+            coeffs = prior.coefficients(images, transform)
+        return prior.mesh(coeffs.float())
+
+    def _restore(self, network: nn.Module, shape: ShapeResult, **options) -> Tensor:
+        with self.autocast():
+            restored = network(self.batch["lq"], shape.render, shape.coeffs, **options)
+        return restored if options else restored.float()
+
+    def _judge(self, images: Tensor) -> Tensor:
+        with self.autocast():
+            return self.networks["network_d"](images).float()
+
+    def _shape_losses(self, output: Tensor, shape: ShapeResult, step: int) -> dict[str, Tensor]:
+        every = self.train_opt.get("landmark_every", 1)
+        counts = step >= self.train_opt.get("landmark_start_iter", 0) and step % every == 0
+        landmark_weight = self.train_opt.get("landmark_weight", 100.0) if counts else 0.0
+        mesh_weight = self.train_opt.get("mesh_weight", 100.0) if self.train_shape else 0.0
+        if not (landmark_weight or mesh_weight):
+            return {}
+        with torch.no_grad():
+            wanted = self._shape_mesh(self.frozen_prior, self.batch["hq"], shape.transform)
+        losses = {}
+        if landmark_weight:
+            found = self._shape_mesh(self.frozen_prior, output, shape.transform)
+            points = self.prior.model.landmarks
+            distance = landmark_loss_3d(*(self._framed(mesh)[:, points] for mesh in (found, wanted)))
+            losses["landmark3d"] = landmark_weight * every * distance
+        if mesh_weight:
+            losses["mesh"] = mesh_weight * mesh_loss(shape.mesh, wanted)
+        return losses
+
+    def _framed(self, mesh: Mesh) -> Tensor:
+        return mesh.vertices if self.train_opt.get("landmark_frame", "shape") == "posed" else mesh.shape
+
+    def _discriminator_step(self, fake: Tensor, step: int) -> None:
+        discriminator = self.networks["network_d"]
+        real = self.batch["hq"]
+        lazy = self.gan["r1_weight"] and step % self.gan["r1_every"] == 0
+        discriminator.requires_grad_(True)
+        loss = nonsaturating_loss(self._judge(real), real=True) + nonsaturating_loss(self._judge(fake), real=False)
+        self.log["l_d"] = loss.item()
+        if lazy:
+            loss = loss + self._r1(discriminator, real)
+        self.step_optimizer("optim_d", loss)
+        discriminator.requires_grad_(False)
+
+    def _r1(self, discriminator: nn.Module, real: Tensor) -> Tensor:
+        """Lazy R1 in full precision, scaled by the interval so that its mean strength does not depend on it."""
+        images = real.detach().requires_grad_(True)
+        with self.uncompiled(discriminator):
+            penalty = r1_penalty(discriminator(images), images)
+        self.log["l_r1"] = penalty.item()
+        return self.gan["r1_weight"] / 2 * self.gan["r1_every"] * penalty
+
+    @torch.no_grad()
+    def validate_batch(self) -> tuple[dict[str, list[float]], Tensor]:
+        """Metrics of the degraded input and of the restoration; input, rendering, mask, restoration, truth."""
+        shape = self._input_shape()
+        output, masks = self._restore(self.ema["network_g"], shape, return_masks=True)
+        output = output.float().clamp(-1, 1)
+        truth, values = self.batch["hq"], {}
+        for name, image in (("input", self.batch["lq"]), ("output", output)):
+            values.update({f"{metric}_{name}": function(image, truth) for metric, function in self.metrics.items()})
+            landmarks = self._shape(self.frozen_prior, image).landmarks
+            values[f"landmark_error_{name}"] = landmark_error(landmarks, self.batch["landmarks68"]).tolist()
+        columns = [self.batch["lq"], shape.render, *_mask_column(masks), output, truth]
+        return values, torch.cat(columns, dim=3)
+
+
+def _mask_column(masks: dict[int, list[Tensor]]) -> list[Tensor]:
+    """The mask picture of the highest resolution as an RGB column in [-1, 1]; none where the fusion has no masks."""
+    pictures = mask_pictures(masks)
+    return [(pictures[max(pictures)].float() * 2 - 1).expand(-1, 3, -1, -1)] if pictures else []

@@ -1,0 +1,185 @@
+"""RunLog, where a training run tells how it goes: console, JSON lines, TensorBoard, Weights & Biases, pictures."""
+
+import contextlib
+import importlib
+import json
+import logging
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import yaml
+
+from sgpn_data.tensors import to_images
+from sgpn_model.config.reading import OptionError, check_keys
+from sgpn_model.train import distributed
+from sgpn_model.weights.checkpoint import write_atomically
+
+LOGGER = logging.getLogger("sgpn")
+WANDB_KEYS = {"project", "entity", "name", "group", "job_type", "tags", "notes", "mode", "id"}
+
+
+class RunningMeans:
+    """Means of what was logged since they were last taken: losses that are not computed at every step are seen, too."""
+
+    def __init__(self, sums: Mapping[str, list] | None = None):
+        self.sums = {name: list(pair) for name, pair in (sums or {}).items()}
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Takes the values of one step."""
+        for name, value in values.items():
+            pair = self.sums.setdefault(name, [0.0, 0])
+            pair[0] += value
+            pair[1] += 1
+
+    def take(self) -> dict[str, float]:
+        """The means over steps and processes, all of which must call it. Begins anew."""
+        totals: dict[str, list] = {}
+        for sums in distributed.everyones(self.sums):
+            for name, (value, count) in sums.items():
+                pair = totals.setdefault(name, [0.0, 0])
+                pair[0] += value
+                pair[1] += count
+        self.sums = {}
+        return {name: value / count for name, (value, count) in totals.items()}
+
+
+class RunLog:
+    """Console, ``log/train.jsonl``, TensorBoard, Weights & Biases and pictures of one run.
+
+    Args:
+        folder: the experiment's. opt: all options. step: where the run begins; what was logged after it, before the run
+            was cut off, is taken out of train.jsonl, and TensorBoard is told to hide it.
+    """
+
+    def __init__(self, folder: Path, opt: dict, step: int):
+        logger_opt = opt.get("logger") or {}
+        self.folder = folder
+        self.started, self.first_step = time.perf_counter(), step
+        (folder / "log").mkdir(parents=True, exist_ok=True)
+        (folder / "options.yml").write_text(yaml.safe_dump(opt, sort_keys=False), encoding="utf-8")
+        path = folder / "log" / "train.jsonl"
+        keep_lines(path, step)
+        self.lines = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed in close)
+        self.board = _tensorboard(folder / "log", step) if logger_opt.get("use_tb_logger", True) else None
+        self.wandb = _wandb_run(logger_opt["wandb"], folder, opt, step) if logger_opt.get("wandb") else None
+        LOGGER.info("%s: from step %d, writing to %s", opt["name"], step, folder)
+
+    def scalars(self, step: int, total: int, values: dict[str, float]) -> None:
+        """Logs training values with speed and remaining time."""
+        rate = (step - self.first_step) / max(time.perf_counter() - self.started, 1e-9)
+        left = timedelta(seconds=round((total - step) / rate))
+        LOGGER.info("step %d/%d  %.2f it/s  left %s  %s", step, total, rate, left, _format(values))
+        self._write(step, "train", values)
+
+    def validation(self, step: int, values: dict[str, float], sheet: torch.Tensor | None) -> None:
+        """Logs validation metrics and writes the sheet, one row per face, if there is one."""
+        LOGGER.info("validation at %d  %s", step, _format(values))
+        self._write(step, "val", values)
+        if sheet is None:
+            return
+        rows = np.concatenate(to_images(sheet))
+        path = self.folder / "visualization" / f"{step}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(path), rows)
+        if self.board is not None:
+            self.board.add_image("val/pictures", rows[..., ::-1], step, dataformats="HWC")
+        if self.wandb is not None:
+            picture = importlib.import_module("wandb").Image(np.ascontiguousarray(rows[..., ::-1]))
+            self.wandb.log({"val/pictures": picture}, step=step)
+
+    def _write(self, step: int, phase: str, values: dict[str, float]) -> None:
+        self.lines.write(json.dumps({"step": step, "phase": phase, **values}) + "\n")
+        self.lines.flush()
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(f"{phase}/{name}", value, step)
+        if self.wandb is not None:
+            self.wandb.log({f"{phase}/{name}": value for name, value in values.items()}, step=step)
+
+    def flush(self) -> None:
+        """Puts everything on disk; a training state must not be newer than the lines before it."""
+        os.fsync(self.lines.fileno())
+        if self.board is not None:
+            self.board.flush()
+
+    def close(self) -> None:
+        """Flushes and closes everything."""
+        with contextlib.suppress(OSError):  # a full disk, which has been told already
+            self.lines.close()
+        if self.board is not None:
+            self.board.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+def keep_lines(path: Path, step: int) -> None:
+    """Takes the lines after ``step`` out of a log, and a last one that was cut off."""
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if _step_of(line) <= step]
+    if kept != lines:
+        write_atomically(path, lambda temporary: Path(temporary).write_text("".join(kept), encoding="utf-8"))
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"] if line.endswith("\n") else float("inf")
+    except (ValueError, TypeError, KeyError):
+        return float("inf")
+
+
+def _tensorboard(folder: Path, step: int = 0):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        LOGGER.warning('TensorBoard is not installed (pip install "sgpn[train]"): scalars go to train.jsonl only')
+        return None
+    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights & Biases
+
+
+def check_wandb(section: Any) -> None:
+    """Raises OptionError where ``logger.wandb`` cannot be what ``wandb.init`` takes."""
+    if section is None:
+        return
+    check_keys(section, WANDB_KEYS, "logger.wandb")
+    if not isinstance(section.get("project"), str):
+        raise OptionError("logger.wandb.project: this option is missing; write for instance {project: sgpn}")
+
+
+def require_wandb(section: Any) -> None:
+    """Raises OptionError where Weights & Biases is asked for and not installed."""
+    if not section:
+        return
+    try:
+        importlib.import_module("wandb")
+    except ImportError as error:
+        raise OptionError(
+            "logger.wandb: Weights & Biases is not installed; pip install wandb, or leave this option out"
+        ) from error
+
+
+def _wandb_run(section: Mapping[str, Any], folder: Path, opt: dict, step: int):
+    """A run of wandb's; a training that goes on continues the run that it began."""
+    note = folder / "log" / "wandb_id"
+    known = note.read_text(encoding="utf-8").strip() if step and note.is_file() else secrets.token_hex(4)
+    settings = {"name": opt["name"], "id": known, **section}
+    note.write_text(settings["id"], encoding="utf-8")
+    wandb = importlib.import_module("wandb")
+    return wandb.init(dir=str(folder / "log"), config=opt, resume="allow", **settings)
+
+
+def _format(values: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())

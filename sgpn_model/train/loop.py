@@ -1,0 +1,316 @@
+"""What ``sgpn train`` runs: one training stage from an option file, with checkpoints, validation and logs."""
+
+import contextlib
+import errno
+import itertools
+import logging
+import math
+import os
+import random
+import shlex
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Subset
+
+from sgpn_arch.registry import MODEL_REGISTRY
+from sgpn_model.config.checking import checked_options
+from sgpn_model.config.reading import OptionError
+from sgpn_model.restore.restorer import choose_device
+from sgpn_model.train import distributed
+from sgpn_model.train.batches import TrainingBatches, build_dataset, evaluation_batches, mean_of_known
+from sgpn_model.train.log import RunLog, RunningMeans, require_wandb
+from sgpn_model.train.saving import Saver, best_rule
+from sgpn_model.train.training_model import TrainingModel, undisturbed_random_numbers
+
+LOGGER = logging.getLogger("sgpn")
+
+# torchrun passes a signal on that its processes got already; within this time it is not a second wish to stop.
+SAME_SIGNAL = 1.0  # seconds
+
+
+class TrainingStopped(SystemExit):
+    """A signal ended the training, after a step was finished and saved. Its code is 128 + the signal's number."""
+
+
+def run(options_path: str, overrides: Iterable[str] = (), device: str | None = None, auto_resume: bool = False) -> Path:
+    """Trains what the option file says and returns the experiment's folder.
+
+    Started by torchrun, each of its processes trains on its share; ``batch_size_per_gpu`` counts for each.
+
+    Args:
+        options_path: the option file. overrides: ``a.b=c`` assignments. device: overrides the file's ``device``.
+        auto_resume: continue from the newest training state of this experiment, where there is one.
+
+    Raises:
+        OptionError, CheckpointError: before any work starts. Diverged: a loss is not finite, or too large. SaveError: the
+            disk is full. TrainingStopped: by SIGTERM or Ctrl-C, with everything saved.
+    """
+    overrides = list(overrides)
+    opt, origins = checked_options(options_path, overrides, training=True)
+    with origins.named():
+        require_wandb((opt.get("logger") or {}).get("wandb"))
+        place = distributed.place(choose_device(device or opt.get("device", "auto")))
+    resume = ["sgpn", "train", str(options_path), "--auto-resume", *(["--device", device] if device else [])]
+    resume += ["--set", *overrides] if overrides else []
+    distributed.join(place)
+    _prepare_process(opt)
+    with origins.named():  # what only data and networks themselves can refuse
+        model = MODEL_REGISTRY.get(opt["model_type"])(opt, place)
+        sets = {phase: build_dataset(section, phase) for phase, section in opt["datasets"].items()}
+        loop = Loop(model, sets["train"], sets.get("val"), auto_resume, shlex.join(resume))
+    loop.run()
+    return loop.folder
+
+
+def _prepare_process(opt: dict) -> None:
+    if opt.get("num_threads"):
+        torch.set_num_threads(opt["num_threads"])
+    seed = opt.get("manual_seed", 0)
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+    cv2.setNumThreads(1)
+    if distributed.rank() > 0:
+        LOGGER.setLevel(logging.WARNING)
+
+
+class Loop:
+    """The training loop of one process.
+
+    Raises:
+        OptionError, CheckpointError: the data are too few, or the state or ``val.best`` cannot be used.
+    """
+
+    def __init__(
+        self, model: TrainingModel, train_set: Dataset, val_set: Dataset | None, auto_resume: bool, resume: str
+    ):
+        opt = model.opt
+        path, logger_opt, val_opt = (opt.get(section) or {} for section in ("path", "logger", "val"))
+        self.model, self.val_set, self.resume = model, val_set, resume
+        self.total, self.accumulate = opt["train"]["total_iter"], opt["train"].get("accumulate", 1)
+        self.print_freq = logger_opt.get("print_freq", 50)
+        self.save_freq = logger_opt.get("save_checkpoint_freq", 1000)
+        self.val_freq, self.pictures = val_opt.get("val_freq", self.save_freq), val_opt.get("save_images", 8)
+        self.best = best_rule(val_opt["best"]) if val_opt.get("best") else None
+        self.folder = Path(path.get("experiments_root", "experiments")) / opt["name"]
+        self.saver = Saver(self.folder, opt["name"], logger_opt.get("keep_last", 3))
+        self._make_batches(train_set, 0)  # too few images are found before anything is touched
+        self._check_best()
+        _seed_process(opt.get("manual_seed", 0))
+        self.step = self.saver.begin(model, path.get("resume_state"), auto_resume)
+        self.batches = self._make_batches(train_set, self.step)
+        own = model.process_state
+        self.batches.unusable.update(own.get("unusable", ()))
+        self.means = RunningMeans(own.get("sums"))
+        self.waited, self.timed_from = 0.0, time.perf_counter()
+        self.timed_step = self.step
+        self.log: RunLog | None = None
+
+    def _make_batches(self, train_set: Dataset, step: int) -> TrainingBatches:
+        opt = self.model.opt
+        return TrainingBatches(
+            train_set,
+            opt["datasets"]["train"],
+            opt.get("manual_seed", 0),
+            step,
+            self.accumulate,
+            distributed.rank(),
+            distributed.world_size(),
+            pin=self.model.device.type == "cuda",
+        )
+
+    def _check_best(self) -> None:
+        """Tries the validation on one face: a wrong name would be found only after the first part of the training."""
+        if self.best is None:
+            return
+        values, _ = _validated(self.model, Subset(self.val_set, [0]), 0)
+        if self.best[0] not in values:
+            raise OptionError(f"val.best: validation gives no '{self.best[0]}', but {', '.join(values)}")
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Trains to the end, or until a signal says to stop."""
+        if distributed.rank() == 0:
+            self.log = RunLog(self.folder, self.model.opt, self.step)
+        try:
+            with _signals(self.model) as received:
+                while self.step < self.total:
+                    if self._advance():
+                        self._say_goodbye(received)
+        except OSError as error:  # of the log, which is on the same disk
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise self.saver.unwritten(error, self.folder / "log", self.step) from error
+            raise
+        finally:
+            self.batches.close()
+            if self.log:
+                self.log.close()
+
+    def _advance(self) -> bool:
+        """One step, and what is due after it; whether it is to be the last one because a signal said so.
+
+        Lines are logged before the state is saved that goes on after them.
+        """
+        self._train()
+        last, stops = self.step == self.total, self._stops()
+        if self.step % self.print_freq == 0 or last:
+            self._print()
+        if self.val_set is not None and (self.step % self.val_freq == 0 or last):
+            self._validate()
+        if self.step % self.save_freq == 0 or last or stops:
+            self._save()
+        return stops
+
+    def _train(self) -> None:
+        began = time.perf_counter()
+        batches = [next(self.batches) for _ in range(self.accumulate)]
+        self.waited += time.perf_counter() - began
+        try:
+            self.means.add(self.model.train_step(batches, self.step))
+        except FloatingPointError as error:
+            raise self.saver.diverged(error, self.step + 1) from error
+        self.step += 1
+
+    def _stops(self) -> bool:
+        alone = distributed.world_size() == 1
+        return self.step < self.total and (self.model.stop_requested if alone else self.model.stop_agreed)
+
+    def _print(self) -> None:
+        values = self.means.take()
+        unusable = set().union(*distributed.everyones(self.batches.unusable))
+        if unusable:
+            values["unusable"] = len(unusable)
+        steps, now = self.step - self.timed_step, time.perf_counter()
+        images = steps * self.accumulate * self.model.opt["datasets"]["train"].get("batch_size_per_gpu", 8)
+        values["images_per_s"] = images * distributed.world_size() / max(now - self.timed_from, 1e-9)
+        values["data_wait"] = self.waited / steps
+        self.waited, self.timed_from, self.timed_step = 0.0, now, self.step
+        if self.log:
+            self.log.scalars(self.step, self.total, values)
+
+    def _validate(self) -> None:
+        began = time.perf_counter()
+        values, sheet = validate(self.model, self.val_set, self.pictures)
+        if self.log:
+            self.log.validation(self.step, values, sheet)
+        if self.best is not None:
+            self._keep_best(values)
+        self.timed_from += time.perf_counter() - began
+
+    def _keep_best(self, values: dict[str, float]) -> None:
+        name, higher = self.best
+        value, before = values.get(name), self.model.loop_state.get("best")
+        if value is None or (before is not None and (value <= before if higher else value >= before)):
+            return
+        self.model.loop_state["best"] = value
+        self.saver.save_best(self.model, self.step, name, value)
+
+    def _save(self) -> None:
+        began = time.perf_counter()
+        self.model.process_state = {"sums": self.means.sums, "unusable": sorted(self.batches.unusable)}
+        if self.log:
+            self.log.flush()
+        self.saver.save(self.model, self.step)
+        self.timed_from += time.perf_counter() - began
+
+    def _say_goodbye(self, received: list[int]) -> None:
+        number = max(max(numbers, default=0) for numbers in distributed.everyones(received))
+        if self.log:
+            LOGGER.warning(
+                "%s: stopped after step %d of %d; saved in %s. Continue with: %s",
+                *(signal.Signals(number).name, self.step, self.total, self.saver.newest_state(), self.resume),
+            )
+        raise TrainingStopped(128 + number)
+
+
+def _seed_process(seed: int) -> None:
+    """After networks were initialised alike everywhere, each process augments with random numbers of its own.
+
+    A batch that is spread over processes is thus augmented (by what a stage draws, not by the dataset, whose numbers
+    depend on the item alone) in another way than the same batch in one process; only the distribution is the same.
+    """
+    if distributed.rank() > 0:
+        torch.manual_seed(seed + 1_000_003 * distributed.rank())
+        np.random.seed((seed + distributed.rank()) % 2**32)
+        random.seed(seed + distributed.rank())
+
+
+@contextlib.contextmanager
+def _signals(model: TrainingModel) -> Iterator[list[int]]:
+    """SIGTERM and Ctrl-C ask the model's loop to end after the step; a second one ends at once. Yields what was received.
+
+    Only the main thread can listen; elsewhere signals do what they did.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    times: list[float] = []
+
+    def handle(number: int, _frame: Any) -> None:
+        if times and time.monotonic() - times[0] > SAME_SIGNAL:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+        times.append(time.monotonic())
+        if not received and distributed.rank() == 0:
+            # Not by logging, which the signal may have interrupted.
+            os.write(2, b"\nsgpn: finishing this step, then saving; a second Ctrl-C stops at once\n")
+        received.append(number)
+        model.stop_requested = True
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Validation
+
+
+def validate(model: TrainingModel, dataset: Dataset, pictures: int) -> tuple[dict[str, float], torch.Tensor | None]:
+    """Mean metrics over the validation set, and the sheets of its first ``pictures`` items (None if that is 0).
+
+    Each process scores its share, all get the results. Random numbers that scoring draws are the same each time, and
+    those of the training are as before.
+    """
+    rank, world = distributed.rank(), distributed.world_size()
+    share = Subset(dataset, range(rank, len(dataset), world))
+    parts = distributed.everyones(_validated(model, share, math.ceil(pictures / world)))
+    names = dict.fromkeys(name for values, _ in parts for name in values)
+    means = {name: mean_of_known(_dealt([values.get(name, []) for values, _ in parts])) for name in names}
+    means = {name: mean for name, mean in means.items() if mean is not None}
+    sheets = _dealt([rows for _, rows in parts])[:pictures]
+    return means, torch.stack(sheets) if sheets else None
+
+
+def _validated(
+    model: TrainingModel, dataset: Dataset, pictures: int
+) -> tuple[dict[str, list[float]], list[torch.Tensor]]:
+    values: dict[str, list[float]] = {}
+    rows: list[torch.Tensor] = []
+    with undisturbed_random_numbers(model.device, model.opt.get("manual_seed", 0)):
+        for batch in evaluation_batches(dataset, model.opt["datasets"]["val"]):
+            model.feed_data(batch)
+            scores, sheet = model.validate_batch()
+            for name, numbers in scores.items():
+                values.setdefault(name, []).extend(numbers)
+            rows.extend(sheet[: max(0, pictures - len(rows))].float().cpu().unbind())
+    return values, rows
+
+
+def _dealt(parts: Sequence[Sequence]) -> list:
+    """The items of a list that was dealt out to several processes, in their order."""
+    nothing = object()
+    rounds = itertools.zip_longest(*parts, fillvalue=nothing)
+    return [item for items in rounds for item in items if item is not nothing]

@@ -1,0 +1,108 @@
+"""The losses: reconstruction, perceptual, adversarial, 3D landmark and mesh (the paper's), and those that fit the shape."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sgpn_arch.face3d.shape_prior import Mesh
+from sgpn_arch.registry import LOSS_REGISTRY
+from sgpn_model.train.perceptual import MobileNetFeatures
+
+# L1Loss, which L_rec uses, is BasicSR's.
+
+
+@LOSS_REGISTRY.register()
+class MobileNetPerceptualLoss(nn.Module):
+    """Mean absolute difference of MobileNetV2's features, averaged over its four stages (a choice of ours).
+
+    The paper names no perceptual network; the field uses VGG-19, whose weights are not free to ship.
+
+    Args:
+        loss_weight: factor. size: longest side that is compared; larger pictures are first averaged down to it.
+    """
+
+    def __init__(self, loss_weight: float = 1.0, size: int = 512):
+        super().__init__()
+        self.loss_weight = loss_weight
+        self.size = size
+        self.features = MobileNetFeatures()
+
+    def forward(self, pred: Tensor, target: Tensor) -> Tensor:
+        """(N, 3, H, W) twice, RGB in [-1, 1] -> scalar."""
+        if pred.shape[-1] > self.size:
+            pred, target = (F.interpolate(image, size=self.size, mode="area") for image in (pred, target))
+        with torch.no_grad():
+            wanted = self.features(target)
+        distances = [F.l1_loss(have, want) for have, want in zip(self.features(pred), wanted, strict=True)]
+        return self.loss_weight * sum(distances) / len(distances)
+
+
+def nonsaturating_loss(logits: Tensor, real: bool) -> Tensor:
+    """Non-saturating logistic loss of a discriminator's logits: softplus(-logits) if they should say real."""
+    return F.softplus(-logits if real else logits).mean()
+
+
+def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
+    """R1: the mean over the batch of the squared gradient norm of real images' logits (Mescheder et al. 2018)."""
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return gradient.square().sum(dim=(1, 2, 3)).mean()
+
+
+def path_lengths(images: Tensor, w: Tensor, directions: Tensor) -> Tensor:
+    """How far pictures (N, 3, H, W) move with w (N, D): |J_w^T y| with y = directions / sqrt(H W), per picture (N,).
+
+    Directions (N, 3, H, W) are drawn from N(0, 1). StyleGAN2's path length, but for the one w of all layers, where
+    StyleGAN2 takes the root of the mean over layers. Differentiable once more.
+    """
+    product = (images * directions).sum() / (images.shape[2] * images.shape[3]) ** 0.5
+    (gradient,) = torch.autograd.grad(product, w, create_graph=True)
+    return gradient.norm(dim=1)
+
+
+def mesh_loss(mesh: Mesh, target: Mesh) -> Tensor:
+    """L_mesh: mean distance of the vertices (decimetres) plus mean distance of their lit colours (0..1).
+
+    The paper compares S with S_hq and C with C_hq over every vertex; the Euclidean norm and the mean are choices of ours.
+    """
+    geometry = (mesh.shape - target.shape).norm(dim=2).mean()
+    colour = (mesh.colors - target.colors).norm(dim=2).mean()
+    return geometry + colour
+
+
+def landmark_loss_3d(landmarks: Tensor, target: Tensor) -> Tensor:
+    """L_3dlm: mean squared distance of the 68 3D landmarks (N, 68, 3), in square decimetres.
+
+    The paper gives the weight (100) but not the norm. Squared, and taken before the head's pose, its gradient in the
+    picture is a fifth of the perceptual loss's at that weight, measured on 24 degraded faces (a choice of ours).
+    """
+    return (landmarks - target).square().sum(dim=2).mean()
+
+
+def landmark_loss_2d(points: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean distance in pixels of points (N, K, 2); weights (K,). Faces with unknown (NaN) targets do not count."""
+    known = torch.isfinite(target).all(dim=(1, 2))
+    if not known.any():
+        return points.sum() * 0
+    distance = (points[known] - target[known]).norm(dim=2)
+    return (distance * weights).sum() / (weights.sum() * len(distance))
+
+
+def photometric_loss(render: Tensor, image: Tensor, mask: Tensor) -> Tensor:
+    """Mean colour distance of the rendering and the photo (N, 3, H, W), both 0..1, where mask (N, 1, H, W) is set.
+
+    The unsquared Euclidean norm per pixel forgives glasses and beards (Deep3DFaceRecon).
+    """
+    distance = (render - image).square().sum(dim=1, keepdim=True).add(1e-8).sqrt()
+    return (distance * mask).sum() / mask.sum().clamp_min(1)
+
+
+def coefficient_prior(identity: Tensor, expression: Tensor, texture: Tensor, lighting: Tensor) -> Tensor:
+    """Keeps coefficients plausible: minus log of their Gaussian prior, and lighting that is nearly white.
+
+    Weights of identity, expression and texture follow Deep3DFaceRecon's 1 : 0.8 : 0.017; the lighting term is the
+    squared deviation of each channel from their mean.
+    """
+    parts = ((identity, 1.0), (expression, 0.8), (texture, 0.017))
+    gaussian = sum(weight * values.square().sum(dim=1).mean() for values, weight in parts)
+    gamma = lighting.unflatten(1, (3, 9))
+    return 3e-4 * gaussian + (gamma - gamma.mean(dim=1, keepdim=True)).square().mean()

