@@ -28,9 +28,9 @@ from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.face3d.raster.rasterizer import rasterize
 from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_data.face_dataset import FaceRestorationDataset
-from sgpn_model.restore.restorer import find_weights
 from sgpn_model.train.shape_model import face_region
 from sgpn_model.weights.checkpoint import load_checkpoint
+from sgpn_model.weights.pretrained import find_weights
 
 FACING = 0.15  # least cosine between normal and line of sight of a vertex that is read
 REACH = 18.0  # pixels of 224: how far a landmark pulls its surroundings along

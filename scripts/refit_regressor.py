@@ -22,9 +22,9 @@ from sgpn_arch.face3d.lighting import AMBIENT
 from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_data.face_dataset import FaceRestorationDataset
-from sgpn_model.restore.restorer import find_weights
 from sgpn_model.train.shape_model import LANDMARK_WEIGHTS
 from sgpn_model.weights.checkpoint import load_checkpoint, save_checkpoint
+from sgpn_model.weights.pretrained import find_weights
 
 LEVELS = {"mild": 1, "medium": 2, "severe": 2}
 LANDMARK_NOISE = 2.0  # pixels of 224, deviation of the known landmarks from the model's

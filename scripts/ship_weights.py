@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from sgpn_model.restore.restorer import WEIGHTS_FOLDER
 from sgpn_model.weights.checkpoint import load_checkpoint, save_checkpoint
+from sgpn_model.weights.pretrained import WEIGHTS_FOLDER
 
 PROVENANCE = {
     "licence": "Apache-2.0",

@@ -27,7 +27,7 @@ from sgpn_model.cli.bench_measure import (
     ratio,
 )
 from sgpn_model.cli.bench_report import Row, Table
-from sgpn_model.restore.restorer import load_networks
+from sgpn_model.weights.pretrained import load_networks
 
 RANDOM = "The weights are random (seed {seed}): speed does not depend on them."
 # The paper's regressor.

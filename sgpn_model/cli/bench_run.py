@@ -16,8 +16,8 @@ from sgpn_arch.inference.memory import keep_freed_memory
 from sgpn_arch.layers import channels_at, resolutions
 from sgpn_model.cli.bench_measure import Settings, describe_machine
 from sgpn_model.cli.bench_report import Table, plain_text, told, write
+from sgpn_model.config.device import choose_device
 from sgpn_model.config.reading import OptionError
-from sgpn_model.restore.restorer import choose_device
 
 PARTS = ("network", "shape", "restore", "ops", "train")
 USUAL = PARTS[:-1]  # a training step of the full size needs more memory than many machines have

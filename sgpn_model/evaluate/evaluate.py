@@ -19,6 +19,7 @@ from sgpn_arch.registry import METRIC_REGISTRY
 from sgpn_data.photos import READ_SUFFIXES, ImageError, read_photo, write_picture
 from sgpn_data.tensors import to_images, to_tensor
 from sgpn_model.config.checking import check_dataset
+from sgpn_model.config.device import choose_device
 from sgpn_model.config.reading import TOP_LEVEL, OptionError, build, check_keys, check_numbers, read_options
 from sgpn_model.config.registries import fill_registries
 from sgpn_model.evaluate.metrics import MetricUnavailable, landmark_error, psnr, rendering_error
@@ -36,8 +37,8 @@ from sgpn_model.evaluate.report import (
     write_report,
 )
 from sgpn_model.restore.fidelity import checked_fidelity, taken_back
-from sgpn_model.restore.restorer import choose_device, find_weights, load_networks
 from sgpn_model.train.batches import build_dataset, evaluation_batches
+from sgpn_model.weights.pretrained import find_weights, load_networks
 
 LOGGER = logging.getLogger("sgpn")
 KEYS = {"name", "device", "num_threads", "datasets", "restorers", "judge", "metrics"}

@@ -17,9 +17,10 @@ from sgpn_data.detection import Detector, build_detector
 from sgpn_data.face_dataset import LANDMARKS_FILE
 from sgpn_data.photos import ImageError, read_photo, write_picture
 from sgpn_data.tensors import to_tensor
+from sgpn_model.config.device import choose_device
 from sgpn_model.restore.album import InputError, distinct_names, find_photos
-from sgpn_model.restore.restorer import choose_device, load_networks
 from sgpn_model.weights.checkpoint import write_atomically
+from sgpn_model.weights.pretrained import load_networks
 
 
 @dataclass

@@ -9,15 +9,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sgpn_arch.errors import nearest
 from sgpn_arch.face3d.shape_prior import ShapePrior, ShapeResult
 from sgpn_arch.fusion_arch import mask_pictures
 from sgpn_data import released_protocol
 from sgpn_data.alignment import (
-    TEMPLATES,
     align_face,
     feather_mask,
     invert_similarity,
@@ -30,14 +27,15 @@ from sgpn_data.alignment import (
 from sgpn_data.detection import Detection, Detector, build_detector
 from sgpn_data.masks import fill_hole
 from sgpn_data.tensors import to_images, to_tensor
+from sgpn_model.config.device import choose_device
 from sgpn_model.config.reading import OptionError
 from sgpn_model.restore.fidelity import checked_fidelity, taken_back
 from sgpn_model.restore.stream import stream
-from sgpn_model.weights.checkpoint import FORMAT, Checkpoint, CheckpointError, load_checkpoint
+from sgpn_model.weights.checkpoint import load_checkpoint
+from sgpn_model.weights.pretrained import build_networks, find_weights
 
 LOGGER = logging.getLogger("sgpn")
 
-WEIGHTS_FOLDER = Path(__file__).parents[1] / "weights"
 BATCH_SIZE = 4
 
 # A photo whose channels differ by less than this many grey levels on average is black and white, and stays so.
@@ -404,90 +402,6 @@ def _ready(network: torch.nn.Module, device: torch.device, precision: str) -> to
 def _new_face(crop, points5, matrix, detection) -> RestoredFace:
     nothing = np.zeros_like(crop)
     return RestoredFace(crop, nothing, nothing, None, np.zeros(0, np.float32), points5, matrix, detection)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Weights
-
-
-def available_weights() -> list[str]:
-    """Names of the checkpoints that ship with the library."""
-    return sorted(path.stem for path in WEIGHTS_FOLDER.glob("*.safetensors") if _is_checkpoint(path))
-
-
-def _is_checkpoint(path: Path) -> bool:
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return (file.metadata() or {}).get("format") == FORMAT
-    except (OSError, SafetensorError):
-        return False
-
-
-def find_weights(name: str | Path) -> Path:
-    """The file that a name or a path of weights means; ``weights/default.txt`` holds the name of the default.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    if name == "default":
-        name = (WEIGHTS_FOLDER / "default.txt").read_text(encoding="utf-8").strip()
-    shipped = WEIGHTS_FOLDER / f"{name}.safetensors"
-    if shipped.is_file() and Path(name).name == str(name):
-        return shipped
-    if Path(name).is_file():
-        return Path(name)
-    known = available_weights()
-    hint = nearest(str(name), known) if known else " (none ship; give a checkpoint file)"
-    raise CheckpointError(f"weights '{name}': no such file, and no weights of this name ship{hint}")
-
-
-def choose_device(name: str) -> torch.device:
-    """ "auto" is CUDA where there is any.
-
-    Raises:
-        OptionError: CUDA is asked for and there is none, or the name is unknown.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise OptionError(f"device '{name}' is unknown: write auto, cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise OptionError(f"device '{name}': PyTorch sees no CUDA device; use cpu or auto")
-    return device
-
-
-def load_networks(weights: str | Path) -> tuple[torch.nn.Module, ShapePrior, str]:
-    """The network, the shape prior and the alignment template's name of weights, by their name or path.
-
-    Raises:
-        CheckpointError: there are no such weights, or they do not describe a restoration.
-    """
-    return build_networks(load_checkpoint(find_weights(weights)))
-
-
-def build_networks(checkpoint: Checkpoint) -> tuple[torch.nn.Module, ShapePrior, str]:
-    """The network, the shape prior and the alignment template's name of a checkpoint that was read.
-
-    Raises:
-        CheckpointError: it does not describe a restoration.
-    """
-    path, about = checkpoint.path, checkpoint.metadata
-    network, regressor = checkpoint.network("network_g"), checkpoint.network("network_shape")
-    template = about.get("template")
-    if template not in TEMPLATES:
-        raise CheckpointError(f"{path}: unknown alignment template {template!r} (known: {', '.join(TEMPLATES)})")
-    model = checkpoint.morphable_model()
-    try:
-        prior = ShapePrior(regressor, model, protocol=about.get("protocol", "open"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    if network.coeff_dim != prior.coeff_dim:
-        raise CheckpointError(
-            f"{path}: the network takes {network.coeff_dim} coefficients, the shape prior gives {prior.coeff_dim}"
-        )
-    return network, prior, template
 
 
 # ---------------------------------------------------------------------------------------------------------------------

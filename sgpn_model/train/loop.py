@@ -22,8 +22,8 @@ from torch.utils.data import Dataset, Subset
 
 from sgpn_arch.registry import MODEL_REGISTRY
 from sgpn_model.config.checking import checked_options
+from sgpn_model.config.device import choose_device
 from sgpn_model.config.reading import OptionError
-from sgpn_model.restore.restorer import choose_device
 from sgpn_model.train import distributed
 from sgpn_model.train.batches import TrainingBatches, build_dataset, evaluation_batches, mean_of_known
 from sgpn_model.train.log import RunLog, RunningMeans, require_wandb

@@ -215,8 +215,8 @@ def _check_safetensors(path: Path) -> str:
 
 def _check_checkpoint(path: Path) -> str:
     """Every network of a checkpoint is built and loaded, and a restoration put together where the parts are there."""
-    from sgpn_model.restore.restorer import load_networks
     from sgpn_model.weights.checkpoint import load_checkpoint
+    from sgpn_model.weights.pretrained import load_networks
 
     checkpoint = load_checkpoint(path)
     if not checkpoint.weights:

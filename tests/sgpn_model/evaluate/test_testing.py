@@ -25,9 +25,9 @@ from sgpn_model.evaluate import evaluate as pipeline
 from sgpn_model.evaluate import report
 from sgpn_model.evaluate.metrics import frechet_mnv2
 from sgpn_model.restore.fidelity import sharpness
-from sgpn_model.restore.restorer import load_networks
 from sgpn_model.train.batches import build_dataset, mean_of_known
 from sgpn_model.weights.checkpoint import CheckpointError
+from sgpn_model.weights.pretrained import load_networks
 
 IMAGES, SIZE = 5, 96
 INPUT, TRUTH, OURS = "degraded input", "ground truth", "tiny | random"

@@ -7,9 +7,11 @@ import torch
 
 from oracles import masks as oracle
 from sgpn_data.alignment import feather_mask, template_points
+from sgpn_model.config.device import choose_device
 from sgpn_model.config.reading import OptionError
 from sgpn_model.restore import restorer as module
 from sgpn_model.restore.restorer import FaceRestorer, is_grey, match_seam, ownership
+from sgpn_model.weights import pretrained
 from sgpn_model.weights.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 
@@ -205,7 +207,7 @@ def test_a_network_is_prepared_if_it_can_be(restorer, astronaut):
 
 def test_prepared_and_plain_network_agree(tiny_weights, astronaut):
     """The default way against the network called as it was trained, with all its masks, in float32."""
-    from sgpn_model.restore.restorer import load_networks
+    from sgpn_model.weights.pretrained import load_networks
 
     class Plain(torch.nn.Module):
         def __init__(self, network):
@@ -236,15 +238,17 @@ def test_the_feather_is_one_where_the_face_is():
 
 
 def test_weights_are_found_by_name_or_path(tiny_weights, tmp_path, monkeypatch):
-    assert str(module.find_weights(tiny_weights)) == tiny_weights
-    monkeypatch.setattr(module, "WEIGHTS_FOLDER", tmp_path)
+    assert str(pretrained.find_weights(tiny_weights)) == tiny_weights
+    monkeypatch.setattr(pretrained, "WEIGHTS_FOLDER", tmp_path)
     state = load_checkpoint(tiny_weights)
     save_checkpoint(tmp_path / "small-one.safetensors", state.weights, state.metadata)
     (tmp_path / "default.txt").write_text("small-one\n")
-    assert module.available_weights() == ["small-one"]
-    assert module.find_weights("default") == module.find_weights("small-one") == tmp_path / "small-one.safetensors"
+    assert pretrained.available_weights() == ["small-one"]
+    assert (
+        pretrained.find_weights("default") == pretrained.find_weights("small-one") == tmp_path / "small-one.safetensors"
+    )
     with pytest.raises(CheckpointError, match="did you mean 'small-one'"):
-        module.find_weights("smallone")
+        pretrained.find_weights("smallone")
 
 
 @pytest.mark.parametrize(
@@ -282,11 +286,11 @@ def test_a_checkpoint_without_a_regressor(tiny_weights, tmp_path):
 
 def test_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert module.choose_device("auto").type == "cpu"
+    assert choose_device("auto").type == "cpu"
     with pytest.raises(OptionError, match="no CUDA device"):
-        module.choose_device("cuda")
+        choose_device("cuda")
     with pytest.raises(OptionError, match="unknown"):
-        module.choose_device("gpu")
+        choose_device("gpu")
 
 
 class TestFilling:

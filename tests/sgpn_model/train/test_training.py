@@ -13,7 +13,6 @@ import yaml
 from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_model.config.reading import OptionError
 from sgpn_model.config.registries import fill_registries
-from sgpn_model.restore.restorer import load_networks
 from sgpn_model.train import loop as train
 from sgpn_model.train.batches import TrainingBatches, build_dataset
 from sgpn_model.train.joint_model import SGPNModel
@@ -22,6 +21,7 @@ from sgpn_model.train.saving import Diverged, Saver
 from sgpn_model.train.shape_model import ShapeModel
 from sgpn_model.train.training_model import TrainingModel, learning_rate_factor
 from sgpn_model.weights.checkpoint import CheckpointError, load_checkpoint
+from sgpn_model.weights.pretrained import load_networks
 
 IMAGES, SIZE = 6, 64
 IDENTITY, EXPRESSION, TEXTURE = MorphableModel.open().dims
