@@ -12,7 +12,6 @@ import torch
 from sgpn_arch.inference.network import InferenceSGPN
 from sgpn_model import cli
 from sgpn_model.cli import (
-    bench,
     bench_measure,
     bench_network,
     bench_ops,
@@ -20,6 +19,9 @@ from sgpn_model.cli import (
     bench_restore,
     bench_shape,
     bench_train,
+)
+from sgpn_model.cli import (
+    bench_run as bench,
 )
 from sgpn_model.cli.bench_measure import Measured, Settings
 from sgpn_model.cli.bench_report import Row, Table
