@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from sgpn_arch.face3d.morphable_model import five_points
 from sgpn_arch.registry import DATASET_REGISTRY
 
 from .alignment import TEMPLATES, scale_points, template_points
@@ -37,12 +38,9 @@ DEFAULTS = {
 # Keys of a dataset's section that others read: the registry, the training loop and its loader.
 LOADER_KEYS = {"type", "name", "phase", "batch_size_per_gpu", "num_worker_per_gpu"}
 
+
 # iBUG-68 indices, 0-based. The jaw runs from the image's left to its right; each eye starts at its image-left
 # corner and goes over the upper lid first; the lips likewise start at the image-left corner.
-IMAGE_LEFT_EYE, IMAGE_RIGHT_EYE = slice(36, 42), slice(42, 48)
-NOSE_TIP, MOUTH_LEFT, MOUTH_RIGHT = 30, 48, 54
-
-
 def _mirror_order() -> np.ndarray:
     parts = [
         range(16, -1, -1),  # jaw
@@ -61,12 +59,6 @@ MIRROR_68 = _mirror_order()  # point i of a mirrored face is point MIRROR_68[i] 
 MIRROR_5 = np.array([1, 0, 2, 4, 3])
 
 
-def five_points(landmarks68: np.ndarray) -> np.ndarray:
-    """Eye centres (means of six points each), nose tip and mouth corners (5, 2) of iBUG points (68, 2)."""
-    eyes = [landmarks68[eye].mean(axis=0) for eye in (IMAGE_LEFT_EYE, IMAGE_RIGHT_EYE)]
-    return np.stack([*eyes, landmarks68[NOSE_TIP], landmarks68[MOUTH_LEFT], landmarks68[MOUTH_RIGHT]])
-
-
 def mirror_points(points: np.ndarray, size: int) -> np.ndarray:
     """The 68 or 5 points (K, 2) of a face after its image of ``size`` pixels is flipped left to right."""
     order = MIRROR_68 if len(points) == 68 else MIRROR_5
@@ -80,7 +72,7 @@ class FaceRestorationDataset(Dataset):
     An item is a dict: ``lq`` and ``hq`` float32 (3, S, S) RGB in [-1, 1]; ``points5`` float32 (5, 2) and
     ``landmarks68`` float32 (68, 2) in OpenCV pixels of the item; ``path`` str; and with ``inpaint``
     ``mask`` float32 (1, S, S), 1 in the hole, which is white in lq. With known landmarks, points5
-    are derived from them (:func:`five_points`); otherwise landmarks68 is NaN and points5 is the template,
+    are derived from them (``five_points``); otherwise landmarks68 is NaN and points5 is the template,
     which aligned images follow.
 
     Options (a dict; keys in LOADER_KEYS are allowed and left to the training loop):

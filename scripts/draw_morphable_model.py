@@ -1,7 +1,7 @@
 """Draws docs/images/morphable_model.png: the open morphable model's mean, identities, expressions and textures.
 
     python scripts/draw_morphable_model.py
-    python scripts/draw_morphable_model.py --model ICT-FaceKit/FaceXModel --crop narrow_and_eyes --output ict.png
+    python scripts/draw_morphable_model.py --model ict.safetensors --output ict.png
 
 Every face goes through the library's own camera, spherical-harmonic lighting and rasteriser.
 """
@@ -20,7 +20,6 @@ from sgpn_arch.face3d.camera import PinholeCamera, rotation_matrix
 from sgpn_arch.face3d.lighting import shade
 from sgpn_arch.face3d.morphable_model import OPEN_MODEL_FILE, MorphableModel
 from sgpn_arch.face3d.raster.rasterizer import interpolate, rasterize
-from sgpn_arch.face3d.readers import ict
 
 OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "images" / "morphable_model.png"
 FINER = 3  # faces are drawn this many times finer and averaged down
@@ -88,34 +87,27 @@ def unit(count: int, index: int, value: float) -> Tensor:
 
 
 def unit_table(path: Path) -> dict[str, Tensor]:
-    """Expression coefficients of the full ARKit units: of a model file from its metadata, empty where it has none."""
-    if path.is_dir():
-        names = ict.expression_names(path)
-        table = {arkit_name(name): unit(len(names), k, 1.0) for k, name in enumerate(names)}
-        # ARKit has these in one, ICT-FaceKit for each side.
-        return table | {name: table[f"{name}Left"] + table[f"{name}Right"] for name in ("browInnerUp", "cheekPuff")}
+    """Expression coefficients of the full ARKit units, from a model file's metadata; empty where it has none."""
     with safe_open(str(path), framework="pt") as file:
         metadata = file.metadata() or {}
     return {name: torch.tensor(row) for name, row in json.loads(metadata.get("exp_units", "{}")).items()}
 
 
-def arkit_name(name: str) -> str:
-    """ICT-FaceKit's name of an expression -> ARKit's."""
-    side = {"_L": "Left", "_R": "Right"}
-    return name[:-2] + side[name[-2:]] if name[-2:] in side else name
-
-
 def expressions(path: Path, model: MorphableModel) -> dict[str, Tensor]:
     """Six expressions by name: put together from the ARKit units, or else the first modes at 1."""
     units = unit_table(path)
+    # ARKit has these in one, ICT-FaceKit for each side.
+    for name in {"browInnerUp", "cheekPuff"} - units.keys():
+        if f"{name}Left" in units:
+            units[name] = units[f"{name}Left"] + units[f"{name}Right"]
     if not units:
         return {f"expression {k + 1}, +1": unit(model.dims[1], k, 1.0) for k in range(min(6, model.dims[1]))}
     return {name: sum(s * units[part] for part, s in parts.items()) for name, parts in EXPRESSIONS.items()}
 
 
-def sheet(path: Path, crop: str, size: int) -> np.ndarray:
+def sheet(path: Path, size: int) -> np.ndarray:
     """The whole picture: seven faces a row."""
-    model = MorphableModel.from_ict(path, crop) if path.is_dir() else MorphableModel.load(path)
+    model = MorphableModel.load(path)
     artist, (ids, _, count) = Portraitist(model, size), model.dims
     textures = TEXTURES if path == OPEN_MODEL_FILE else [(k, f"texture {k + 1}") for k in range(min(7, count))]
     generator = torch.Generator().manual_seed(7)
@@ -132,7 +124,7 @@ def sheet(path: Path, crop: str, size: int) -> np.ndarray:
             [artist.draw(texture=unit(count, k, value), caption=f"{name}, {value:+.0f} sigma") for k, name in textures]
         )
     # Expressions of an ICT model are strengths from 0 to 1, not drawn from N(0, 1).
-    spread = (1.0, 0.0 if path.is_dir() else 1.0, 1.0)
+    spread = (1.0, 0.0 if model.name.startswith("ict_") else 1.0, 1.0)
     for _ in range(2):
         codes = [
             [s * torch.randn(n, generator=generator) for n, s in zip(model.dims, spread, strict=True)] for _ in range(7)
@@ -150,15 +142,12 @@ def stack(rows: list[list[np.ndarray]], size: int) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draw a morphable model.")
-    parser.add_argument(
-        "--model", type=Path, default=OPEN_MODEL_FILE, help="a model file, or ICT-FaceKit's directory FaceXModel"
-    )
-    parser.add_argument("--crop", default="narrow_and_eyes", help=f"of ICT-FaceKit: {', '.join(ict.CROPS)}")
-    parser.add_argument("--output", type=Path, default=OUTPUT)
-    parser.add_argument("--size", type=int, default=200, help="pixels of one face")
+    parser.add_argument("--model", type=Path, default=OPEN_MODEL_FILE, help="a model file (default: the open model's)")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="default: docs/images/morphable_model.png")
+    parser.add_argument("--size", type=int, default=200, help="pixels of one face (default: 200)")
     args = parser.parse_args()
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(args.output), sheet(args.model, args.crop, args.size))
+    cv2.imwrite(str(args.output), sheet(args.model, args.size))
 
 
 if __name__ == "__main__":

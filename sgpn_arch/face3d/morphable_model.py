@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -18,13 +19,15 @@ BASES = ("id_basis", "exp_basis", "tex_basis")
 FACE_NORMALS = ("area", "unit")
 TENSORS = ("shape_mean", "tex_mean", *BASES, "triangles", "landmarks")
 
-# Five-point form of the 68 iBUG landmarks: eye centres, nose tip, mouth corners (image left to right).
-FIVE_POINT_GROUPS = (range(36, 42), range(42, 48), (30,), (48,), (54,))
 
+def five_points(landmarks68):
+    """(..., 68, D) iBUG landmarks -> (..., 5, D): eye centres, nose tip, mouth corners, from left to right in the image.
 
-def five_points(landmarks68: Tensor) -> Tensor:
-    """(..., 68, D) iBUG landmarks -> (..., 5, D): eye centres, nose tip, mouth corners, from left to right in the image."""
-    return torch.stack([landmarks68[..., list(group), :].mean(-2) for group in FIVE_POINT_GROUPS], dim=-2)
+    Of PyTorch or NumPy. An eye's centre is the mean of its six points.
+    """
+    points = landmarks68[..., [36, 42, 30, 48, 54], :]
+    points[..., 0, :], points[..., 1, :] = landmarks68[..., 36:42, :].mean(-2), landmarks68[..., 42:48, :].mean(-2)
+    return points
 
 
 class MorphableModel(nn.Module):
@@ -134,11 +137,14 @@ class MorphableModel(nn.Module):
             face_normals=metadata.get("face_normals", "area"),
         )
 
-    def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
+    def save(
+        self, path: str | Path, dtype: torch.dtype = torch.float32, metadata: Mapping[str, str] | None = None
+    ) -> None:
         """Writes a model file for ``load``, with the name and ``face_normals``. It appears only when it is whole.
 
         Args:
             dtype: of the bases. float16 halves the file; a vertex that a mode moves by 1 cm is then up to 2.5 micrometres off.
+            metadata: more of it, such as ``exp_units`` (see sgpn_arch/assets/README.md).
 
         Raises:
             OSError: the file cannot be written; nothing is left behind.
@@ -146,11 +152,11 @@ class MorphableModel(nn.Module):
         tensors = {key: value.cpu().contiguous() for key, value in self.tensors().items()}
         tensors |= {key: tensors[key].to(dtype) for key in BASES}
         tensors |= {key: tensors[key].int() for key in ("triangles", "landmarks")}
-        metadata = {"format": FORMAT, "name": self.name, "face_normals": self.face_normals}
+        own = {"format": FORMAT, "name": self.name, "face_normals": self.face_normals}
         temporary = Path(f"{path}.{os.getpid()}.part")
         try:
             with temporary.open("wb") as file:
-                file.write(to_bytes(tensors, metadata))
+                file.write(to_bytes(tensors, {**(metadata or {}), **own}))
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -164,15 +170,13 @@ class MorphableModel(nn.Module):
 
     @classmethod
     def read(cls, path: str | Path) -> "MorphableModel":
-        """A model in any of the forms that this library knows: a file of ``save``, a Basel model, or ICT-FaceKit's directory.
+        """A model in either form that this library knows: a file of ``save``, or a Basel model (its file or directory).
 
         Raises:
             FileNotFoundError: there is nothing. ValueError: what there is, is none; the message says which form was tried.
         """
         path = Path(path)
-        if path.suffix == ".mat" or (path.is_dir() and any(path.glob("*.mat"))):
-            return cls.from_bfm(path)
-        return cls.from_ict(path) if path.is_dir() else cls.load(path)
+        return cls.from_bfm(path) if path.suffix == ".mat" or path.is_dir() else cls.load(path)
 
     @classmethod
     def open(cls) -> "MorphableModel":
@@ -196,29 +200,6 @@ class MorphableModel(nn.Module):
         from sgpn_arch.face3d.readers.bfm import read_bfm
 
         return cls(**read_bfm(path), face_normals=face_normals)
-
-    @classmethod
-    def from_ict(cls, directory: str | Path, crop: str = "narrow_and_eyes", identities: int = 100) -> "MorphableModel":
-        """ICT-FaceKit's light model: identity coefficients ~ N(0, 1), expression coefficients 0..1, tex_dim 3.
-
-        An expression coefficient is the strength of one named blendshape, from 0 (neutral) to 1 (full), and not drawn
-        from N(0, 1); ``ict.expression_names(directory)`` names them in order. The kit has no colours: the skin is plain
-        and its three modes (light, yellowish, ruddy) are choices of ours, as are the painted eyes.
-
-        Args:
-            directory: the kit's directory FaceXModel of OBJ files (MIT licence), or the one above. It takes some seconds to read;
-                ``save`` writes one file that ``load`` reads at once.
-            crop: "face" (with ears and neck), "narrow" (forehead to below the chin), "face_and_eyes", "narrow_and_eyes". All 68
-                landmarks lie in each. Without the eyes there are holes between the lids; the mouth is a hole in all.
-            identities: how many of the 100 identity modes to read, from the first (the first few are the largest).
-
-        Raises:
-            FileNotFoundError: a file is missing. ValueError: unknown crop, or a file that is not the kit's; the message
-            names it.
-        """
-        from sgpn_arch.face3d.readers.ict import read_ict
-
-        return cls(**read_ict(directory, crop, identities))
 
     @property
     def dims(self) -> tuple[int, int, int]:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from oracles.synthetic_model import synthetic_model
 from sgpn_arch.face3d.normals import plain_normals, vertex_normals
-from sgpn_arch.face3d.synthetic import synthetic_model
 
 TOLERANCE = {torch.float32: dict(rtol=1e-4, atol=2e-5), torch.float64: dict(rtol=1e-9, atol=1e-9)}
 

@@ -8,12 +8,12 @@ import types
 import pytest
 import torch
 
+from oracles.synthetic_model import synthetic_model
 from sgpn_arch.face3d import normals_cpu
 from sgpn_arch.face3d import numba_loops as compiled
 from sgpn_arch.face3d.raster import rasterizer, rasterizer_cpu
 from sgpn_arch.face3d.raster.rasterizer import interpolate, rasterize
 from sgpn_arch.face3d.raster.visibility import visible_triangles
-from sgpn_arch.face3d.synthetic import synthetic_model
 
 SIZE = (60, 76)
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from oracles.synthetic_model import synthetic_model
 from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.face3d.raster.rasterizer import interpolate, plain_fragments, rasterize
 from sgpn_arch.face3d.shape_prior import ShapePrior
-from sgpn_arch.face3d.synthetic import synthetic_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sgpn_arch.face3d.synthetic import BFM_DIMS, BFM_VERTICES, synthetic_model
+from oracles.synthetic_model import BFM_DIMS, BFM_VERTICES, synthetic_model
 
 
 def test_is_as_large_as_the_basel_model():

@@ -64,7 +64,7 @@ def _find(path: Path) -> Path:
             return path / name
     raise FileNotFoundError(
         f"{path}: holds no Basel Face Model ({' or '.join(MODEL_FILES)}); ask for BFM 2009 at faces.dmi.unibas.ch and "
-        "prepare it as Deep3DFaceRecon's instructions say"
+        "prepare it as Deep3DFaceRecon's instructions say (ICT-FaceKit: convert it with scripts/convert_ict_model.py)"
     )
 
 

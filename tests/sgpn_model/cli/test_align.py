@@ -6,9 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
+from sgpn_arch.face3d.morphable_model import five_points
 from sgpn_data.alignment import template_points
 from sgpn_data.detection import build_detector
-from sgpn_data.face_dataset import FaceRestorationDataset, five_points
+from sgpn_data.face_dataset import FaceRestorationDataset
 from sgpn_data.photos import write_picture
 from sgpn_model import cli
 

@@ -1,4 +1,4 @@
-"""ICT-FaceKit's reader against directories written by hand, each way such a directory may be broken, and the real kit.
+"""The conversion of ICT-FaceKit against directories written by hand, each way such a directory may be broken, and the real kit.
 
 The real kit is read where the environment variable SGPN_ICT names its directory FaceXModel.
 """
@@ -11,9 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
+from oracles.script import load_script
 from sgpn_arch.face3d.morphable_model import MorphableModel, five_points
-from sgpn_arch.face3d.readers import ict
+
+ict = load_script("convert_ict_model")
 
 # Vertices and polygons of the parts, [first, behind last), counted by hand in the kit's README.
 FACE, NARROW = ((0, 9409), (0, 9230)), ((0, 6706), (0, 6560))
@@ -75,7 +78,7 @@ def broken(kit, tmp_path):
 
 
 def read(directory, crop="face", identities=2):
-    return MorphableModel.from_ict(directory, crop, identities)
+    return ict.read_ict(directory, crop, identities)
 
 
 @pytest.mark.parametrize("crop", CROPS)
@@ -149,8 +152,10 @@ def test_the_directory_above_will_do(kit, tmp_path):
     assert torch.equal(read(tmp_path, identities=1).shape_mean, read(kit.directory, identities=1).shape_mean)
 
 
-def test_expression_names_are_in_the_order_of_the_basis(kit):
-    assert ict.expression_names(kit.directory) == EXPRESSIONS
+def test_units_are_in_the_order_of_the_basis_and_have_arkits_names(kit):
+    units = ict.arkit_units(kit.directory)
+    assert list(units) == ["jawOpen", "eyeBlinkLeft", "eyeBlinkRight"]
+    assert list(units.values()) == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
 
 
 # ------------------------------------------------------------------------------------------- our own file
@@ -200,19 +205,38 @@ def test_failed_saving_leaves_nothing_and_keeps_the_old_file(kit, tmp_path, monk
 # ------------------------------------------------------------------------------------------- errors
 
 
-@pytest.mark.parametrize(
-    "crop, hint",
-    [
-        ("Face", "did you mean 'face'"),
-        ("narow", "did you mean 'narrow'"),
-        ("face_and_eye", "did you mean 'face_and_eyes'"),
-        ("", "known: face, narrow"),
-        (None, "known: face, narrow"),
-    ],
-)
-def test_unknown_crop(kit, crop, hint):
-    with pytest.raises(ValueError, match=hint):
-        read(kit.directory, crop)
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["convert_ict_model.py", *map(str, arguments)])
+    ict.main()
+
+
+def test_the_command_writes_a_file_that_is_read(kit, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "ict.safetensors"
+    run(monkeypatch, kit.directory, "-o", path, "--crop", "narrow", "--identities", 2, "--half")
+    assert "6706 vertices, (2, 3, 3) coefficients" in capsys.readouterr().out
+    expected, found = read(kit.directory, "narrow"), MorphableModel.read(path)
+    torch.testing.assert_close(found.exp_basis, expected.exp_basis, rtol=2**-11, atol=2**-25)
+    assert (found.name, found.dims) == (expected.name, expected.dims)
+    with safe_open(path, framework="pt") as file:
+        assert json.loads(file.metadata()["exp_units"]) == ict.arkit_units(kit.directory)
+
+
+@pytest.mark.parametrize("crop", ["Face", ""])
+def test_unknown_crop(kit, crop, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, kit.directory, "-o", tmp_path / "x", "--crop", crop)
+    assert "narrow_and_eyes" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_the_command_tells_errors_without_a_traceback(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="1"):
+        run(monkeypatch, tmp_path, "-o", tmp_path / "x")
+    assert "vertex_indices.json: no such file; give ICT-FaceKit's directory" in capsys.readouterr().err
+
+
+def test_reading_the_directory_itself_says_how_to_convert_it(kit):
+    with pytest.raises(FileNotFoundError, match="convert it with scripts/convert_ict_model.py"):
+        MorphableModel.read(kit.directory)
 
 
 @pytest.mark.parametrize("identities", [0, 101, -1])
@@ -321,7 +345,7 @@ real = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def real_models():
     directory = Path(os.environ["SGPN_ICT"])
-    return {crop: MorphableModel.from_ict(directory, crop) for crop in ("face", "narrow_and_eyes")}
+    return {crop: ict.read_ict(directory, crop) for crop in ("face", "narrow_and_eyes")}
 
 
 @real
@@ -333,7 +357,7 @@ def test_real_counts_and_expressions(real_models):
         assert torch.equal(model.triangles.unique(), torch.arange(vertices))
         assert all(value.isfinite().all() for value in model.tensors().values())
         assert (model.exp_basis.abs().amax((1, 2)) > 0.01).all()
-    names = ict.expression_names(os.environ["SGPN_ICT"])
+    names = list(ict.arkit_units(os.environ["SGPN_ICT"]))
     jaw = real_models["face"].exp_basis[names.index("jawOpen"), real_models["face"].landmarks]
     assert jaw[8, 1] < -0.2 and jaw[27:31].abs().max() < 0.01  # the chin falls, the nose stays
 

@@ -1,18 +1,22 @@
-"""Reads ICT-FaceKit, light version (USC Institute for Creative Technologies, MIT licence), from its OBJ files.
+"""Converts ICT-FaceKit, light version (USC Institute for Creative Technologies, MIT licence), to a morphable model file.
 
-One OBJ file holds the neutral head, one each a head moved by one identity mode or one expression; the polygons and the
-numbering are the same in all of them. Its units are centimetres, y up, the face looking along +z; here decimetres.
-Identity modes are multiples of the standard deviation: the kit's own sampling script draws their weights from N(0, 1).
+python scripts/convert_ict_model.py ICT-FaceKit/FaceXModel -o ict.safetensors
+
+One OBJ file of the kit holds the neutral head, one each a head moved by one identity mode or one expression; the polygons and
+the numbering are the same in all of them. Its units are centimetres, y up, the face looking along +z; here decimetres.
+Identity modes are multiples of the standard deviation: the kit's own sampling script draws their weights from N(0, 1). The kit
+has no colours: the skin is plain and its three modes (light, yellowish, ruddy) are choices of ours, as are the painted eyes.
 """
 
-import difflib
+import argparse
 import json
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+
+from sgpn_arch.face3d.morphable_model import MorphableModel
 
 VERTICES, POLYGONS, IDENTITIES = 26719, 26384, 100
 NEUTRAL, INDICES = "generic_neutral_mesh.obj", "vertex_indices.json"
@@ -46,14 +50,25 @@ EYE_RADII = (0.20, 0.25, 0.46, 0.57, 0.66)
 EYE_COLOURS = ((0.05, 0.04, 0.04), (0.30, 0.19, 0.12), (0.36, 0.24, 0.16), (0.20, 0.14, 0.11), (0.78, 0.74, 0.71))
 
 
-def read_ict(directory: str | Path, crop: str, identities: int) -> dict[str, Tensor | str]:
-    """The arguments of ``MorphableModel`` for one crop of the head; see ``MorphableModel.from_ict``."""
-    parts = _parts(crop)
+def read_ict(directory: str | Path, crop: str = "narrow_and_eyes", identities: int = IDENTITIES) -> MorphableModel:
+    """The kit's model: identity coefficients ~ N(0, 1), tex_dim 3, expression coefficients from 0 (neutral) to 1 (full).
+
+    Args:
+        directory: the kit's directory FaceXModel of OBJ files, or the one above. It takes some seconds to read.
+        crop: one of CROPS. All 68 landmarks lie in each. Without the eyes there are holes between the lids; the mouth is a
+            hole in all.
+        identities: how many of the 100 identity modes to read, from the first (the first few are the largest).
+
+    Raises:
+        FileNotFoundError: a file is missing. ValueError: a file is not the kit's, or there are not so many identities; the
+        message names it.
+    """
+    parts = CROPS[crop]
     if not 1 <= identities <= IDENTITIES:
         raise ValueError(f"identities is {identities}; ICT-FaceKit has 1 to {IDENTITIES}")
     directory = _model_directory(directory)
     expressions, landmarks = _read_indices(directory / INDICES)
-    lines = _read_lines(directory / NEUTRAL)
+    lines = _read_text(directory / NEUTRAL).splitlines()
     neutral = _vertices(lines, directory / NEUTRAL)
     kept = np.concatenate([np.arange(*PARTS[part][0]) for part in parts])
     polygons = _polygons(lines, directory / NEUTRAL)
@@ -70,18 +85,21 @@ def read_ict(directory: str | Path, crop: str, identities: int) -> dict[str, Ten
         "triangles": _renumber(triangles, kept, f"{directory / NEUTRAL}: a polygon of crop '{crop}'"),
         "landmarks": _renumber(landmarks, kept, f"{directory / INDICES}: a landmark"),
     }
-    return {key: torch.from_numpy(value) for key, value in arrays.items()} | {"name": f"ict_{crop}"}
+    return MorphableModel(**{key: torch.from_numpy(value) for key, value in arrays.items()}, name=f"ict_{crop}")
 
 
-def expression_names(directory: str | Path) -> list[str]:
-    """The names of the expressions, in the order of ``MorphableModel.from_ict(directory).exp_basis``.
-
-    They are ARKit's with ``_L`` and ``_R`` for the subject's left and right side.
+def arkit_units(directory: str | Path) -> dict[str, list[float]]:
+    """ARKit's name of each expression -> the coefficients that make it, in the order of the model's ``exp_basis``.
 
     Raises:
-        FileNotFoundError, ValueError: as ``MorphableModel.from_ict``.
+        FileNotFoundError, ValueError: as ``read_ict``.
     """
-    return _read_indices(_model_directory(directory) / INDICES)[0]
+    names = _read_indices(_model_directory(directory) / INDICES)[0]
+    rows = np.eye(len(names)).tolist()
+    sides = {"_L": "Left", "_R": "Right"}
+    return {
+        name[:-2] + sides[name[-2:]] if name[-2:] in sides else name: row for name, row in zip(names, rows, strict=True)
+    }
 
 
 def triangulate(polygons: list[list[int]], vertices: np.ndarray) -> np.ndarray:
@@ -95,14 +113,6 @@ def triangulate(polygons: list[list[int]], vertices: np.ndarray) -> np.ndarray:
     # Where the second diagonal is clearly shorter, begin at the second corner; else the first corner's is taken.
     quads = np.where((second < first * (1 - 1e-6))[:, None], np.roll(quads, -1, axis=1), quads)
     return np.concatenate([triangles, quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]])
-
-
-def _parts(crop: str) -> tuple[str, ...]:
-    if crop in CROPS:
-        return CROPS[crop]
-    near = difflib.get_close_matches(str(crop), CROPS, n=1, cutoff=0.3)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    raise ValueError(f"there is no crop {crop!r}; {hint}known: {', '.join(CROPS)}")
 
 
 def _model_directory(directory: str | Path) -> Path:
@@ -137,10 +147,6 @@ def _read_indices(path: Path) -> tuple[list[str], np.ndarray]:
     if not isinstance(landmarks, list) or len(landmarks) != 68 or any(type(i) is not int for i in landmarks):
         raise ValueError(f"{path}: 'idx_to_landmark_verts' must be a list of 68 vertex numbers")
     return expressions, np.array(landmarks)
-
-
-def _read_lines(path: Path) -> list[str]:
-    return _read_text(path).splitlines()
 
 
 def _vertices(lines: list[str], path: Path) -> np.ndarray:
@@ -181,7 +187,7 @@ def _modes(directory: Path, names: list[str], neutral: np.ndarray, kept: np.ndar
     modes = np.empty((len(names), len(kept), 3), np.float32)
     for mode, name in zip(modes, names, strict=True):
         path = directory / f"{name}.obj"
-        mode[:] = (_vertices(_read_lines(path), path) - neutral)[kept] * DECIMETRES
+        mode[:] = (_vertices(_read_text(path).splitlines(), path) - neutral)[kept] * DECIMETRES
     return modes
 
 
@@ -214,3 +220,26 @@ def _eye_colours(shell: np.ndarray) -> np.ndarray:
     radius = np.hypot(*(shell - middle)[:, :2].T)
     painted = np.stack([np.interp(radius, EYE_RADII, channel) for channel in np.transpose(EYE_COLOURS)], axis=1)
     return np.where((shell[:, 2] > middle[2])[:, None], painted, EYE_COLOURS[-1])
+
+
+def main() -> None:
+    """Reads the kit and writes the model."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("directory", type=Path, help="ICT-FaceKit's directory FaceXModel, or the one above it")
+    add("-o", "--output", required=True, type=Path, metavar="FILE", help="the model file, e.g. ict.safetensors")
+    add("--crop", default="narrow_and_eyes", choices=CROPS, help="part of the head (default: narrow_and_eyes)")
+    add("--identities", type=int, default=IDENTITIES, metavar="N", help="identity modes, from the first (default: all)")
+    add("--half", action="store_true", help="bases in half precision: half the size, at most some micrometres off")
+    arguments = parser.parse_args()
+    try:
+        model = read_ict(arguments.directory, arguments.crop, arguments.identities)
+        units = json.dumps(arkit_units(arguments.directory))
+        model.save(arguments.output, torch.float16 if arguments.half else torch.float32, {"exp_units": units})
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"{parser.prog}: error: {error}\n")
+    print(f"{arguments.output}: {len(model.shape_mean)} vertices, {model.dims} coefficients")
+
+
+if __name__ == "__main__":
+    main()
