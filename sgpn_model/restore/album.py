@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sgpn_arch.errors import UserError
+from sgpn_arch.files import write_atomically
 from sgpn_arch.inference.memory import keep_freed_memory, return_freed_memory
 from sgpn_data.photos import (
     READ_SUFFIXES,
@@ -26,7 +27,6 @@ from sgpn_data.photos import (
 from sgpn_data.sheet import comparison_sheet
 from sgpn_model.restore.restorer import BATCH_SIZE, FaceRestorer, PreparedPhoto, RestoredFace
 from sgpn_model.restore.stream import Outcome, stream
-from sgpn_model.weights.checkpoint import write_atomically
 
 PARTS = "parts"
 LARGE = 64 << 20  # bytes of a photo whose reading leaves much memory behind

@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from sgpn_arch.face3d.shape_prior import ShapePrior
+from sgpn_arch.files import write_atomically
 from sgpn_data.alignment import TEMPLATES, align_face, similarity_scale, transform_points
 from sgpn_data.checks import check_choice
 from sgpn_data.detection import Detector, build_detector
@@ -19,7 +20,6 @@ from sgpn_data.photos import ImageError, read_photo, write_picture
 from sgpn_data.tensors import to_tensor
 from sgpn_model.config.device import choose_device
 from sgpn_model.restore.album import InputError, distinct_names, find_photos
-from sgpn_model.weights.checkpoint import write_atomically
 from sgpn_model.weights.pretrained import load_networks
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,8 +12,7 @@ from sgpn_arch.released_names import PriorReport, init_from_prior
 from sgpn_arch.sft_arch import ChannelSplitSFT
 from sgpn_arch.sgpn_arch import SGPN
 from sgpn_arch.stylegan2_arch import ConcatStyleGAN2Generator
-from sgpn_model.weights.checkpoint import CheckpointError, load_checkpoint, load_weights, read_pickle
-from sgpn_model.weights.convert import STATE_KEYS
+from sgpn_model.weights.checkpoint import CheckpointError, load_checkpoint, load_weights, read_state_dict
 
 LOGGER = logging.getLogger("sgpn")
 
@@ -35,7 +33,7 @@ def initialise_from_prior(network: nn.Module, path: str) -> PriorReport:
         if Path(path).suffix == ".safetensors":
             report = _take_ours(network, path)
         else:
-            report = init_from_prior(network, _state_dict(read_pickle(path)))
+            report = init_from_prior(network, read_state_dict(path))
     except CheckpointError:
         raise
     except ValueError as error:
@@ -78,15 +76,6 @@ def _mapping_from_the_end(network: nn.Module, prior: ConcatStyleGAN2Generator) -
         for key, value in layer.state_dict().items():
             offered[f"mapping.layers.{place}.{key}"] = f"mapping.layers.{index}.{key}", value * ratio
     return offered
-
-
-def _state_dict(content) -> Mapping[str, Tensor]:
-    """The tensors, where the file holds them beside other things."""
-    if isinstance(content, Mapping):
-        for key in STATE_KEYS:
-            if isinstance(content.get(key), Mapping):
-                return content[key]
-    return content
 
 
 # -- choices of ours, for short training --------------------------------------------------------------------------------

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 import yaml
 
+from sgpn_arch.files import write_atomically
 from sgpn_data.tensors import to_images
 from sgpn_model.config.reading import OptionError, check_keys
 from sgpn_model.train import distributed
-from sgpn_model.weights.checkpoint import write_atomically
 
 LOGGER = logging.getLogger("sgpn")
 WANDB_KEYS = {"project", "entity", "name", "group", "job_type", "tags", "notes", "mode", "id"}

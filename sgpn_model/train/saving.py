@@ -12,11 +12,12 @@ import torch
 from safetensors import SafetensorError
 
 from sgpn_arch.errors import UserError, nearest
+from sgpn_arch.files import write_atomically
 from sgpn_arch.registry import METRIC_REGISTRY
 from sgpn_model.config.reading import OptionError
 from sgpn_model.train import distributed
 from sgpn_model.train.training_model import TrainingModel
-from sgpn_model.weights.checkpoint import CheckpointError, write_atomically
+from sgpn_model.weights.checkpoint import CheckpointError
 
 LOGGER = logging.getLogger("sgpn")
 STATES_KEPT = 2  # so that there is one to fall back on if the newest is damaged

@@ -18,16 +18,11 @@ from sgpn_arch import build_network, complete_options
 from sgpn_arch.errors import nearest
 from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.face3d.shape_prior import ShapePrior
+from sgpn_arch.files import write_atomically
 from sgpn_model.config.reading import OptionError, check_keys
 from sgpn_model.train import distributed
 from sgpn_model.train.optimizers import find_optimizer
-from sgpn_model.weights.checkpoint import (
-    CheckpointError,
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-    write_atomically,
-)
+from sgpn_model.weights.checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint
 
 PRECISIONS = ("fp32", "bf16")
 SCHEDULES = ("constant", "cosine")

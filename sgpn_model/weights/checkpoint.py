@@ -4,28 +4,28 @@ Other people's weights are pickles; :func:`read_pickle` reads those that hold te
 """
 
 import json
-import os
 import pickle
 import re
-import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sgpn_arch import build_network
 from sgpn_arch.errors import UserError
 from sgpn_arch.face3d.morphable_model import TENSORS, MorphableModel
+from sgpn_arch.files import write_tensors
 from sgpn_arch.state_dicts import build_for, load_strictly
 
 FORMAT = "sgpn-checkpoint"
 MODEL_PREFIX = "morphable_model"
+# Where checkpoints that hold more than a state dict keep it: EMA first, as that is what inference uses.
+STATE_KEYS = ("g_ema", "params_ema", "params", "state_dict")
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how PyTorch's files began before they were zip files
 
 
@@ -96,23 +96,6 @@ class Checkpoint:
         return model
 
 
-def write_atomically(path: str | Path, write: Callable[[str], None]) -> None:
-    """Calls ``write(temporary path)``, flushes the file to disk and renames it to ``path``; leaves no half file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def save_checkpoint(
     path: str | Path,
     weights: Mapping[str, Mapping[str, Tensor]],
@@ -145,8 +128,7 @@ def save_checkpoint(
     for key, value in tensors.items():
         if not torch.isfinite(value).all():
             raise CheckpointError(f"{path}: not written, for '{key}' holds NaN or infinity in {value.dtype}")
-    header = {"format": FORMAT, "metadata": json.dumps(metadata)}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+    write_tensors(path, tensors, {"format": FORMAT, "metadata": json.dumps(metadata)})
 
 
 def _describe(model: MorphableModel) -> dict[str, Any]:
@@ -167,10 +149,7 @@ def _smallest_type(value: Tensor) -> torch.dtype | None:
 
 
 def _stored(value: Tensor, dtype: torch.dtype | None) -> Tensor:
-    value = value.detach().cpu()
-    if dtype is not None and value.is_floating_point():
-        value = value.to(dtype)
-    return value.clone(memory_format=torch.contiguous_format)
+    return value.to(dtype) if dtype is not None and value.is_floating_point() else value
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -251,6 +230,19 @@ def read_pickle(path: str | Path) -> Any:
         _check_sizes(content, path)
     except RecursionError as error:
         raise CheckpointError(f"{path}: refused, for it contains itself") from error
+    return content
+
+
+def read_state_dict(path: str | Path) -> Any:
+    """The tensors of other people's checkpoint by name, also where it keeps them beside other things.
+
+    Raises:
+        CheckpointError: as :func:`read_pickle`.
+    """
+    content = read_pickle(path)
+    for key in STATE_KEYS if isinstance(content, Mapping) else ():
+        if isinstance(content.get(key), Mapping):
+            return content[key]
     return content
 
 

@@ -1,6 +1,5 @@
 """The authors' checkpoints and Basel Face Model files -> one file of weights of this library."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,13 @@ from sgpn_arch import complete_options
 from sgpn_arch.d3dfr_arch import D3DFR
 from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.face3d.shape_prior import ShapePrior
+from sgpn_arch.files import sha256_of
 from sgpn_arch.released_names import PriorReport, d3dfr_options, init_from_prior, sgpn_options
 from sgpn_arch.sgpn_arch import SGPN
-from sgpn_model.weights.checkpoint import CheckpointError, read_pickle, save_checkpoint
+from sgpn_model.weights.checkpoint import CheckpointError, read_state_dict, save_checkpoint
 
 TEMPLATE = "gpen"
 LICENCE = "the licences of the files it was made from: the authors' weights for research only, BFM not to be passed on"
-# Where checkpoints that hold more than a state dict keep it: EMA first, as that is what inference uses.
-STATE_KEYS = ("g_ema", "params_ema", "params", "state_dict")
 
 
 def convert(
@@ -62,7 +60,7 @@ def convert(
         "protocol": "released",
         "licence": LICENCE,
         "step": None,
-        "sources": {Path(path).name: sha256(path) for path in (sgpn, d3dfr, init_prior) if path},
+        "sources": {Path(path).name: sha256_of(path) for path in (sgpn, d3dfr, init_prior) if path},
     }
     if "network_g" in networks:
         metadata["size"] = networks["network_g"][1].size
@@ -75,7 +73,7 @@ def convert(
 def _network(
     path: str | Path, kind: type, options_of: Callable[[Any], dict], lines: list[str]
 ) -> tuple[dict, nn.Module]:
-    state = _state_dict(path)
+    state = read_state_dict(path)
     try:
         options = options_of(state)
         network = kind.from_released(state)
@@ -89,7 +87,7 @@ def _network(
 def _from_prior(path: str | Path, lines: list[str]) -> tuple[dict, nn.Module]:
     network = SGPN()
     try:
-        report = init_from_prior(network, _state_dict(path))
+        report = init_from_prior(network, read_state_dict(path))
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
     lines.append(_tell(path, report))
@@ -137,23 +135,5 @@ def _use(networks: Mapping, model: MorphableModel | None, output: str | Path) ->
     )
 
 
-def _state_dict(path: str | Path) -> Any:
-    content = read_pickle(path)
-    if isinstance(content, Mapping):
-        for key in STATE_KEYS:
-            if isinstance(content.get(key), Mapping):
-                return content[key]
-    return content
-
-
 def _parameters(network: nn.Module) -> str:
     return f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters"
-
-
-def sha256(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

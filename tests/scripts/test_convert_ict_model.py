@@ -189,7 +189,7 @@ def test_the_constructor_takes_tensors_back(kit):
 def test_failed_saving_leaves_nothing_and_keeps_the_old_file(kit, tmp_path, monkeypatch):
     model = read(kit.directory, "narrow", identities=1)
     with pytest.raises(OSError):
-        model.save(tmp_path / "nowhere" / "ict.safetensors")
+        model.save("/dev/null/ict.safetensors")
     path = tmp_path / "ict.safetensors"
     path.write_bytes(b"old")
 

@@ -16,7 +16,6 @@ from sgpn_model.weights.checkpoint import (
     load_checkpoint,
     load_weights,
     save_checkpoint,
-    write_atomically,
 )
 
 ARCHS = {"network_g": {"type": "Net"}, "network_shape": {"type": "Net"}}
@@ -173,32 +172,6 @@ class TestLoadWeights:
 
 
 class TestAtomicity:
-    def test_a_failing_write_leaves_the_old_file_and_nothing_else(self, tmp_path):
-        path = tmp_path / "file"
-        path.write_text("old")
-
-        def write(temporary):
-            with open(temporary, "w") as file:
-                file.write("half of the new")
-            raise OSError("disk full")
-
-        with pytest.raises(OSError, match="disk full"):
-            write_atomically(path, write)
-        assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
-
-    def test_the_old_file_stands_until_the_new_one_is_whole(self, tmp_path):
-        path = tmp_path / "file"
-        path.write_text("old")
-
-        def write(temporary):
-            with open(temporary, "w") as file:
-                file.write("new")
-            assert path.read_text() == "old"
-
-        write_atomically(path, write)
-        assert path.read_text() == "new" and os.listdir(tmp_path) == ["file"]
-        assert path.stat().st_mode & 0o777 == 0o644
-
     def test_an_interrupted_checkpoint(self, saved, monkeypatch):
         path, states = saved
         before = path.read_bytes()

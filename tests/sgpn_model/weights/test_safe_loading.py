@@ -280,7 +280,7 @@ def test_nothing_half_written_when_the_disk_is_full(regressor, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sgpn_model.weights.checkpoint.os.fsync", full)
+    monkeypatch.setattr("sgpn_arch.files.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(path, {"network_shape": state}, metadata)
     assert path.read_bytes() == before

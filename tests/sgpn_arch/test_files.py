@@ -1,0 +1,89 @@
+"""Files: a failed write leaves the old file alone, tensors of any layout are written as they are, and always alike."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from sgpn_arch.files import sha256_of, write_atomically, write_tensors
+
+RAMP = np.arange(24.0, dtype=np.float32).reshape(2, 3, 4)
+LAYOUTS = {
+    "transposed": RAMP.T,
+    "fortran": np.asfortranarray(RAMP),
+    "every second": RAMP[:, :, ::2],
+    "reversed": RAMP[::-1],
+    "repeated": np.broadcast_to(np.int16(3), (2, 2)),
+    "scalar": np.array(2.5),
+}
+
+
+class TestTensors:
+    @pytest.mark.parametrize("name", LAYOUTS)
+    def test_an_array_of_any_layout_is_written_as_it_is(self, tmp_path, name):
+        array = LAYOUTS[name]
+        write_tensors(tmp_path / "a.safetensors", {"a": array}, {"format": "test"})
+        found = load_file(tmp_path / "a.safetensors")["a"]
+        assert found.dtype == array.dtype and np.array_equal(found, array)
+
+    def test_tensors_that_share_memory_and_those_with_gradients(self, tmp_path):
+        weight = torch.nn.Parameter(torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last))
+        tensors = {"weight": weight, "again": weight, "turned": weight[0, 0].T}
+        write_tensors(tmp_path / "a.safetensors", tensors, {"format": "test"})
+        with safe_open(tmp_path / "a.safetensors", "pt") as file:
+            assert all(torch.equal(file.get_tensor(key), value) for key, value in tensors.items())
+
+    def test_the_same_tensors_give_the_same_bytes_in_every_process(self, tmp_path):
+        """With eight entries of metadata, chance alone would give one order out of 40,320."""
+        code = (
+            "import sys, torch\nfrom sgpn_arch.files import write_tensors\n"
+            "tensors = {'b': torch.arange(5.), 'a': torch.ones(2, 3).half(), 'ä': torch.tensor(7)}\n"
+            "metadata = {key: f'{key}\\n\"ü\"\\\\\\x01' for key in 'hgfedcba'}\n"
+            "for path in sys.argv[1:]:\n    write_tensors(path, tensors, metadata)\n"
+        )
+        paths = [tmp_path / f"{i}.safetensors" for i in range(4)]
+        for group in (paths[:2], paths[2:]):
+            subprocess.run([sys.executable, "-c", code, *map(str, group)], check=True)
+        assert len({path.read_bytes() for path in paths}) == 1
+        with safe_open(paths[0], "pt") as file:
+            assert file.metadata() == {key: f'{key}\n"ü"\\\x01' for key in "abcdefgh"}
+            assert torch.equal(file.get_tensor("b"), torch.arange(5.0)) and file.get_tensor("ä") == 7
+
+
+class TestAtomicity:
+    def test_a_failing_write_leaves_the_old_file_and_nothing_else(self, tmp_path):
+        path = tmp_path / "file"
+        path.write_text("old")
+
+        def write(temporary):
+            with open(temporary, "w") as file:
+                file.write("half of the new")
+            raise OSError("disk full")
+
+        with pytest.raises(OSError, match="disk full"):
+            write_atomically(path, write)
+        assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
+
+    @pytest.mark.parametrize("durable", [True, False])
+    def test_the_old_file_stands_until_the_new_one_is_whole(self, tmp_path, durable):
+        path = tmp_path / "file"
+        path.write_text("old")
+
+        def write(temporary):
+            with open(temporary, "w") as file:
+                file.write("new")
+            assert path.read_text() == "old"
+
+        write_atomically(path, write, durable)
+        assert path.read_text() == "new" and os.listdir(tmp_path) == ["file"]
+        assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_sha256(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
