@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "sgpn.py").read_text(encoding="utf-8"))[1]
@@ -15,6 +16,17 @@ METRICS = ["lpips>=0.1.4", "matplotlib>=3.8", "torch-fidelity>=0.3", "PyWavelets
 TEST = TRAIN + METRICS + ["pytest>=8", "hypothesis>=6", "pytest-benchmark>=5", "torchmetrics>=1.4"]
 
 
+class BuildWithStub(build_py):
+    """Type checkers believe an installed module only beside a marker, which a single file cannot have: sgpn.py is also
+    copied as the stub package that PEP 561 asks for instead."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            self.mkpath(f"{self.build_lib}/sgpn-stubs")
+            self.copy_file("sgpn.py", f"{self.build_lib}/sgpn-stubs/__init__.pyi")
+
+
 def cuda_kernels() -> dict:
     """What setup() needs to build the CUDA kernels now and not on first use: ``SGPN_BUILD_CUDA=1``.
 
@@ -22,7 +34,7 @@ def cuda_kernels() -> dict:
     ``TORCH_CUDA_ARCH_LIST="8.0;9.0"`` says for which GPUs, where those are not in this machine.
     """
     if os.environ.get("SGPN_BUILD_CUDA") != "1":
-        return {}
+        return {"cmdclass": {"build_py": BuildWithStub}}
     try:
         from torch.utils.cpp_extension import BuildExtension, CUDAExtension
     except ImportError as error:
@@ -37,7 +49,8 @@ def cuda_kernels() -> dict:
         extra_compile_args={"cxx": ["-O2"], "nvcc": ["-O3"]},
     )
     # It registers operators and is no Python module: one file for all versions of Python.
-    return {"ext_modules": [kernels], "cmdclass": {"build_ext": BuildExtension.with_options(no_python_abi_suffix=True)}}
+    build_kernels = BuildExtension.with_options(no_python_abi_suffix=True)
+    return {"ext_modules": [kernels], "cmdclass": {"build_py": BuildWithStub, "build_ext": build_kernels}}
 
 
 setup(
@@ -52,7 +65,11 @@ setup(
     # data/ is called sgpn_data when installed: "data" would collide with every other project's folder.
     packages=find_packages(include=["sgpn_arch", "sgpn_arch.*", "sgpn_model", "sgpn_model.*"]) + ["sgpn_data"],
     package_dir={"sgpn_data": "data"},
-    package_data={"sgpn_arch": ["assets/*", "ops/csrc/*"], "sgpn_model": ["weights/*"]},
+    package_data={
+        "sgpn_arch": ["py.typed", "assets/*", "ops/csrc/*"],
+        "sgpn_data": ["py.typed"],
+        "sgpn_model": ["py.typed", "weights/*"],
+    },
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",

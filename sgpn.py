@@ -1,11 +1,36 @@
 """The library's face: ``from sgpn import FaceRestorer, build_network``. Importing it is cheap; PyTorch loads on first use."""
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sgpn_arch import build_network
+    from sgpn_arch.face3d.morphable_model import MorphableModel
+    from sgpn_arch.face3d.shape_prior import ShapePrior
+    from sgpn_data.degradation import Degradation
+    from sgpn_model.restore.restorer import FaceRestorer
+    from sgpn_model.weights.pretrained import available_weights
 
 __version__ = "0.1.0"
+__all__ = [
+    "Degradation",
+    "FaceRestorer",
+    "MorphableModel",
+    "ShapePrior",
+    "__version__",
+    "available_weights",
+    "build_network",
+]
 
-_HOMES = {"FaceRestorer": "sgpn_model.restore.restorer", "build_network": "sgpn_arch"}
-__all__ = ["__version__", *_HOMES]
+# Where each name is imported from when it is first asked for; type checkers read the block above.
+_HOMES = {
+    "Degradation": "sgpn_data.degradation",
+    "FaceRestorer": "sgpn_model.restore.restorer",
+    "MorphableModel": "sgpn_arch.face3d.morphable_model",
+    "ShapePrior": "sgpn_arch.face3d.shape_prior",
+    "available_weights": "sgpn_model.weights.pretrained",
+    "build_network": "sgpn_arch",
+}
 
 
 def __getattr__(name: str):
@@ -15,4 +40,4 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted({*globals(), *__all__})

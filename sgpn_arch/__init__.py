@@ -9,13 +9,19 @@ import importlib.metadata
 import inspect
 import pkgutil
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from sgpn_arch.errors import nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["build_network", "complete_options", "find_arch", "load_plugins"]
 
 PLUGIN_GROUP = "sgpn.plugins"
 
 
-def build_network(opt: Mapping):
+def build_network(opt: Mapping) -> "nn.Module":
     """Builds the network that ``opt`` describes.
 
     Args:
