@@ -17,13 +17,14 @@ from .alignment import TEMPLATES, scale_points, template_points
 from .checks import check_choice, check_keys
 from .degradation import build_degradation
 from .masks import build_masks, fill_hole
-from .sources import LANDMARKS_FILE, Folder, Lmdb, decode, fault, open_source
+from .sources import LANDMARKS_FILE, SPLITS, Folder, Lmdb, decode, fault, open_source, open_split
 from .tensors import to_tensor
 
 LOGGER = logging.getLogger("sgpn")
 
 DEFAULTS = {
     "dataroot": None,
+    "split": None,
     "size": 512,
     "degradation": {},
     "inpaint": None,
@@ -78,6 +79,9 @@ class FaceRestorationDataset(Dataset):
     Options (a dict; keys in LOADER_KEYS are allowed and left to the training loop):
       dataroot      folder or list of folders, searched with their subfolders for images; a folder NAME.lmdb is read
                     as an LMDB (scripts/make_lmdb.py), with the same items as the folder that it was made of
+      split         "train" or "val": only these pictures of each dataroot. One with train/ or val/ inside has them there; of
+                    any other, a hash of the names holds one picture in ten back for "val". None: all. The commands'
+                    ``--data FOLDER`` sets both options
       size          S, pixels (512). Larger images shrink by area averaging; smaller ones are enlarged
                     bicubically, with one warning in all
       min_size      images smaller than this are left out (1: none)
@@ -226,7 +230,7 @@ class FaceRestorationDataset(Dataset):
 
 def _scan(options):
     """(paths, landmarks or None, sources) of all the images of the dataroots that are large enough, root by root."""
-    roots = [open_source(root) for root in _as_roots(options["dataroot"])]
+    roots = _open(_as_roots(options["dataroot"]), check_choice(options["split"], (None, *SPLITS), "dataset: split"))
     files = _landmark_files(options["landmarks"], [source.root for source in roots])
     images = [image for source, file in zip(roots, files, strict=True) for image in _images(source, file)]
     min_size = _positive(options["min_size"], "min_size")
@@ -234,6 +238,18 @@ def _scan(options):
     if not large:
         raise ValueError(f"dataset: none of the {len(images)} images reaches min_size {min_size}; lower it")
     return tuple(list(column) for column in zip(*large, strict=True))
+
+
+def _open(roots: list[Path], split: str | None) -> list[Folder | Lmdb]:
+    if split is None:
+        return [open_source(root) for root in roots]
+    sources = [source for root in roots for source in open_split(root, split)]
+    if not sources:
+        raise ValueError(
+            f"dataset: no picture of {', '.join(map(str, roots))} is for split '{split}'; add pictures (of a folder, a hash of "
+            f"the names takes one in ten for 'val'), or sort them into {roots[0] / 'train'} and {roots[0] / 'val'}"
+        )
+    return sources
 
 
 def _images(source, file) -> list[tuple[Path, np.ndarray | None, Folder | Lmdb]]:

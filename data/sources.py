@@ -1,10 +1,11 @@
-"""Where a dataset's encoded pictures lie: folders of files, or LMDB databases written by scripts/make_lmdb.py.
+"""Where a dataset's encoded pictures lie: folders of files, or LMDB databases written by scripts/make_lmdb.py; and their split.
 
 An LMDB has BasicSR's layout, so that BasicSR's tools read it and its LMDBs can be given here: a folder NAME.lmdb with
 ``data.mdb``, whose keys are the pictures' names without suffix and whose values are their encoded bytes, and
 ``meta_info.txt`` with a line ``NAME.png (HEIGHT,WIDTH,CHANNELS) LEVEL`` for each. ``landmarks68.json`` may lie beside it.
 """
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -17,6 +18,8 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 LANDMARKS_FILE = "landmarks68.json"
 META_FILE = "meta_info.txt"
 LMDB_SUFFIX = ".lmdb"
+SPLITS = ("train", "val")
+HELD_OUT = 0.1  # the part of a folder's pictures that is for validation
 META_LINE = re.compile(r"(?P<key>.+)(?P<suffix>\.\w+) \((?P<height>\d+),(?P<width>\d+),\d+\) \S+")
 
 
@@ -31,6 +34,33 @@ def open_source(root: Path) -> "Folder | Lmdb":
     if not source.paths:
         raise ValueError(f"dataset: {root} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return source
+
+
+def open_split(root: Path, split: str) -> "list[Folder | Lmdb]":
+    """The pictures of a folder or LMDB that are to train on (``split`` "train"), or those that measure ("val").
+
+    A folder with train/ or val/ inside has them there, and may lack one. Of any other, :func:`split_of` takes them.
+
+    Returns:
+        One source, or none where the folder has no such pictures.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`open_source`.
+    """
+    if any((root / name).is_dir() for name in SPLITS):
+        return [open_source(root / split)] if (root / split).is_dir() else []
+    source = open_source(root)
+    source.paths = [path for path in source.paths if split_of(path.relative_to(root)) == split]
+    return [source] if source.paths else []
+
+
+def split_of(name: Path) -> str:
+    """ "val" for one in ten pictures, else "train", by a hash of the name without its suffix.
+
+    So a picture stays where it is when others are added or removed, when the folder moves and when it becomes an LMDB.
+    """
+    digest = hashlib.sha256(f"sgpn/{name.with_suffix('').as_posix()}".encode()).digest()
+    return "val" if int.from_bytes(digest[:8], "big") < HELD_OUT * 2**64 else "train"
 
 
 class Folder:

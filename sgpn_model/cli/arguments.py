@@ -4,10 +4,23 @@ import argparse
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """An option file, changes to it, and the device."""
+    """An option file, its faces, changes to it, and the device."""
     parser.add_argument("options_path", metavar="OPTIONS", help="option file, e.g. options/train/sgpn_open_64.yml")
+    add_data(parser)
     add_set(parser)
     add_device(parser, None)
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """``--data FOLDER ...``."""
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="aligned faces (sgpn align makes such a folder), where the option file names none: folders with train/ and val/ "
+        "inside, and any others, of which one picture in ten is for validation",
+    )
 
 
 def add_set(parser: argparse.ArgumentParser) -> None:

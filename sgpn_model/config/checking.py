@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.face3d.shape_prior import PROTOCOLS, ShapePrior
 from sgpn_arch.registry import DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
 from sgpn_data.degradation import DEGRADATIONS, build_degradation
+from sgpn_model.config.data_folders import check_roots, fill_roots
 from sgpn_model.config.reading import (
     OptionError,
     Origins,
@@ -91,14 +92,19 @@ def _inline(value: Any) -> str:
 
 
 def checked_options(
-    path: str | Path, overrides: Iterable[str] = (), training: bool = False, files: bool = True
+    path: str | Path,
+    overrides: Iterable[str] = (),
+    training: bool = False,
+    files: bool = True,
+    data: Sequence[str] = (),
 ) -> tuple[dict, Origins]:
     """Reads an option file and checks all that can be checked before data are read or networks are built.
 
     Args:
         training: check it as ``sgpn train`` needs it, as is done anyway if it has ``model_type``; any other file is
             checked as far as its sections go.
-        files: whether the files that ``path`` names must be there already.
+        files: whether the files that ``path`` names must be there already, and every dataset must have its folder.
+        data: folders of faces for the datasets that name none.
 
     Returns:
         The options, and where each was written: ``with origins.named():`` adds that to later OptionErrors.
@@ -108,6 +114,7 @@ def checked_options(
     """
     options, origins = read_options(path, overrides)
     with origins.named():
+        fill_roots(options, origins, data)
         check_sections(options)
         fill_registries()
         check_numbers(options)
@@ -146,6 +153,8 @@ def check_training(options: dict, files: bool = True) -> None:
         if files:
             _check_files(options)
         check_networks(options, model, files)
+    if files:
+        check_roots(options)
 
 
 def _check_choice(section: Mapping, key: str, known: Iterable[str], where: str = "") -> None:
@@ -202,7 +211,8 @@ def _check_optimizer(section: Mapping | None, where: str) -> None:
 
 def _check_files(options: Mapping) -> None:
     for key, value in _mapping(options, "path").items():
-        if key.startswith("pretrain_") and value is not None and not Path(str(value)).is_file():
+        shipped = re.fullmatch(r"\w+", str(value))  # a name such as default, which loading looks up
+        if key.startswith("pretrain_") and value is not None and not shipped and not Path(str(value)).is_file():
             raise OptionError(
                 f"path.{key}: {value}: no such file of weights; train the stage that writes it, or give another"
             )

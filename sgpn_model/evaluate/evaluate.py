@@ -19,6 +19,7 @@ from sgpn_arch.registry import METRIC_REGISTRY
 from sgpn_data.photos import READ_SUFFIXES, ImageError, read_photo, write_picture
 from sgpn_data.tensors import to_images, to_tensor
 from sgpn_model.config.checking import check_dataset
+from sgpn_model.config.data_folders import check_roots, fill_roots
 from sgpn_model.config.device import choose_device
 from sgpn_model.config.reading import TOP_LEVEL, OptionError, build, check_keys, check_numbers, read_options
 from sgpn_model.config.registries import fill_registries
@@ -60,14 +61,15 @@ def run(
     output: str | None = None,
     restorers: Iterable[str] = (),
     save_inputs: str | None = None,
+    data: Sequence[str] = (),
 ) -> dict[str, dict[str, float]]:
     """Scores what an option file describes, writes the report folder, and returns row -> metric -> mean.
 
     Args:
-        options_path, overrides, device, save_inputs: as :func:`evaluate` has them.
+        options_path, overrides, device, save_inputs, data: as :func:`evaluate` has them.
         output: the report's folder (default: experiments/NAME). restorers: more of them, ``NAME=PLACE`` or ``PLACE``.
     """
-    scores = evaluate(options_path, overrides, device, parse_restorers(restorers), save_inputs)
+    scores = evaluate(options_path, overrides, device, parse_restorers(restorers), save_inputs, data)
     folder = Path(output or Path("experiments") / scores.options["name"])
     write_report(folder, scores)
     print(markdown(scores.table(), scores.labels()))
@@ -81,6 +83,7 @@ def evaluate(
     device: str | None = None,
     restorers: Mapping[str, Any] | None = None,
     save_inputs: str | None = None,
+    data: Sequence[str] = (),
 ) -> Scores:
     """Scores the degraded input and every restorer of an option file face by face, and writes nothing but the inputs.
 
@@ -95,6 +98,7 @@ def evaluate(
         options_path: the option file. overrides: ``a.b=c`` assignments. device: overrides the file's ``device``.
         restorers: more of them; a name that the file has too takes its place.
         save_inputs: a folder for the degraded pictures, NAME.png, so that others can restore them.
+        data: folders of faces, of which those held back for validation are taken, where the file names none.
 
     Raises:
         OptionError, CheckpointError, CatalogueError: before any picture is scored.
@@ -102,7 +106,9 @@ def evaluate(
     opt, origins = read_options(options_path, overrides)
     with origins.named():
         fill_registries()
+        fill_roots(opt, origins, data)
         check_testing(opt)
+        check_roots(opt)
         opt["restorers"] = {**(opt.get("restorers") or {}), **(restorers or {})}
         check_restorers(opt["restorers"])
         place = choose_device(device or opt.get("device", "auto"))

@@ -46,6 +46,7 @@ def run(
     seeds: Sequence[int] = (0, 1),
     overrides: Iterable[str] = (),
     device: str | None = None,
+    data: Sequence[str] = (),
 ) -> dict:
     """Trains every option file with every seed, tests all on the validation faces and writes the comparison.
 
@@ -55,7 +56,8 @@ def run(
     Args:
         options_paths: option files of ``sgpn train``, the model that the others are compared with first. They should
             share data and budget. output: folder. seeds: at least one.
-        overrides: ``a.b=c`` assignments for all of them. device: overrides the files' ``device``.
+        overrides: ``a.b=c`` assignments for all of them. device: overrides the files' ``device``. data: folders of faces
+            for the datasets that name none.
 
     Returns:
         What report.json holds.
@@ -64,9 +66,9 @@ def run(
         OptionError: a file cannot be used, two have one name, or an experiment that is there was trained otherwise;
             before any work starts.
     """
-    runs = plan(options_paths, Path(output), seeds, list(overrides))
+    runs = plan(options_paths, Path(output), seeds, list(overrides), data)
     for job in runs:
-        _train(job, list(overrides), device)
+        _train(job, list(overrides), device, data)
     scores = {seed: _test([job for job in runs if job.seed == seed], Path(output), device) for seed in seeds}
     report = compare(
         {seed: score.table() for seed, score in scores.items()}, [job.variant for job in runs if job.seed == seeds[0]]
@@ -80,14 +82,16 @@ def run(
 # Training and testing
 
 
-def plan(paths: Sequence[str], output: Path, seeds: Sequence[int], overrides: list[str]) -> list[Run]:
+def plan(
+    paths: Sequence[str], output: Path, seeds: Sequence[int], overrides: list[str], data: Sequence[str] = ()
+) -> list[Run]:
     """All trainings, seed by seed; raises OptionError as :func:`run` does."""
     if not seeds or len(set(seeds)) < len(seeds):
         raise OptionError("--seeds: give different numbers, for instance 0 1")
     runs = []
     for seed in seeds:
         for path in paths:
-            options, _ = checked_options(path, [*overrides, *_assignments(output, seed)], training=True)
+            options, _ = checked_options(path, [*overrides, *_assignments(output, seed)], training=True, data=data)
             folder = output / f"seed_{seed}" / options["name"]
             checkpoint = folder / "models" / f"{options['name']}_{options['train']['total_iter']}.safetensors"
             runs.append(Run(options["name"], seed, str(path), options, folder, checkpoint))
@@ -131,12 +135,12 @@ def _flat(options: Mapping, prefix: str = "") -> dict:
     return flat
 
 
-def _train(job: Run, overrides: list[str], device: str | None) -> None:
+def _train(job: Run, overrides: list[str], device: str | None, data: Sequence[str]) -> None:
     if job.checkpoint.is_file():
         LOGGER.info("%s, seed %d: done before (%s)", job.variant, job.seed, job.checkpoint)
         return
     root = job.folder.parent.parent
-    train.run(job.path, [*overrides, *_assignments(root, job.seed)], device, auto_resume=True)
+    train.run(job.path, [*overrides, *_assignments(root, job.seed)], device, auto_resume=True, data=data)
 
 
 def _test(runs: Sequence[Run], output: Path, device: str | None) -> Scores:

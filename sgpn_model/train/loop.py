@@ -40,7 +40,13 @@ class TrainingStopped(SystemExit):
     """A signal ended the training, after a step was finished and saved. Its code is 128 + the signal's number."""
 
 
-def run(options_path: str, overrides: Iterable[str] = (), device: str | None = None, auto_resume: bool = False) -> Path:
+def run(
+    options_path: str,
+    overrides: Iterable[str] = (),
+    device: str | None = None,
+    auto_resume: bool = False,
+    data: Sequence[str] = (),
+) -> Path:
     """Trains what the option file says and returns the experiment's folder.
 
     Started by torchrun, each of its processes trains on its share; ``batch_size_per_gpu`` counts for each.
@@ -48,18 +54,19 @@ def run(options_path: str, overrides: Iterable[str] = (), device: str | None = N
     Args:
         options_path: the option file. overrides: ``a.b=c`` assignments. device: overrides the file's ``device``.
         auto_resume: continue from the newest training state of this experiment, where there is one.
+        data: folders of faces for the datasets that name none.
 
     Raises:
         OptionError, CheckpointError: before any work starts. Diverged: a loss is not finite, or too large. SaveError: the
             disk is full. TrainingStopped: by SIGTERM or Ctrl-C, with everything saved.
     """
     overrides = list(overrides)
-    opt, origins = checked_options(options_path, overrides, training=True)
+    opt, origins = checked_options(options_path, overrides, training=True, data=data)
     with origins.named():
         require_wandb((opt.get("logger") or {}).get("wandb"))
         place = distributed.place(choose_device(device or opt.get("device", "auto")))
     resume = ["sgpn", "train", str(options_path), "--auto-resume", *(["--device", device] if device else [])]
-    resume += ["--set", *overrides] if overrides else []
+    resume += [*(["--data", *data] if data else []), *(["--set", *overrides] if overrides else [])]
     distributed.join(place)
     _prepare_process(opt)
     with origins.named():  # what only data and networks themselves can refuse

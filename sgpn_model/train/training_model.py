@@ -23,6 +23,7 @@ from sgpn_model.config.reading import OptionError, check_keys
 from sgpn_model.train import distributed
 from sgpn_model.train.optimizers import find_optimizer
 from sgpn_model.weights.checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint
+from sgpn_model.weights.pretrained import find_weights
 
 PRECISIONS = ("fp32", "bf16")
 SCHEDULES = ("constant", "cosine")
@@ -178,7 +179,7 @@ class TrainingModel:
         except ValueError as error:
             raise OptionError(f"{name}: {error}") from error
         if pretrained:
-            checkpoint = load_checkpoint(pretrained)
+            checkpoint = load_checkpoint(find_weights(pretrained))
             if name not in checkpoint.weights:
                 raise CheckpointError(f"{pretrained}: holds no '{name}' (it has {', '.join(checkpoint.weights)})")
             load_weights(network, checkpoint.weights[name], f"{pretrained}: {name}")
@@ -442,7 +443,7 @@ class TrainingModel:
 
 def _model_of(checkpoint_path: str | None) -> MorphableModel:
     """The morphable model that a checkpoint's regressor was trained with; the one that ships where none is named."""
-    checkpoint = checkpoint_path and load_checkpoint(checkpoint_path)
+    checkpoint = checkpoint_path and load_checkpoint(find_weights(checkpoint_path))
     return checkpoint.morphable_model() if checkpoint and checkpoint.names_morphable_model else MorphableModel.open()
 
 

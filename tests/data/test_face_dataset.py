@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import cv2
@@ -16,11 +17,10 @@ from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_data import build_dataset, register_datasets
 from sgpn_data import face_dataset as fd
 from sgpn_data.alignment import template_points
+from sgpn_data.sources import split_of
 
-FACES = Path(__file__).parents[3] / "shared" / "faces512" / "val"
-needs_faces = pytest.mark.skipif(
-    not FACES.is_dir(), reason="the shared face photos (../shared/faces512/val) are absent"
-)
+FACES = os.environ.get("SGPN_TEST_FACES")
+needs_faces = pytest.mark.skipif(not FACES, reason="SGPN_TEST_FACES names no folder of aligned faces with landmarks")
 
 # The iBUG points that lie on the mirror axis of a face: they must stay where they are under the permutation.
 ON_AXIS = [8, 27, 28, 29, 30, 33, 51, 57, 62, 66]
@@ -325,6 +325,58 @@ class TestBadFiles:
         (tmp_path / "bad.json").write_text("[]")
         with pytest.raises(ValueError, match="bad.json is not JSON of the form"):
             dataset(folder, landmarks=tmp_path / "bad.json")
+
+
+class TestSplit:
+    """Which pictures of a folder are to train on, and which are held back."""
+
+    NAMES = [f"{number:03d}.png" for number in range(60)]
+
+    @pytest.fixture
+    def flat(self, tmp_path):
+        for name in self.NAMES:
+            write(tmp_path / "flat" / name, np.zeros((16, 16, 3), np.uint8))
+        return tmp_path / "flat"
+
+    @staticmethod
+    def names(root, split, **options):
+        return [Path(path).name for path in dataset(root, split=split, **options).paths]
+
+    def test_a_hash_holds_one_in_ten_back(self, flat):
+        train, val = (self.names(flat, split) for split in ("train", "val"))
+        assert sorted(train + val) == self.NAMES and train and val
+        parts = [split_of(Path(f"face_{number}.jpg")) for number in range(5000)]
+        assert 0.085 < parts.count("val") / len(parts) < 0.115
+
+    def test_it_stays_when_others_come_or_the_folder_moves(self, flat, tmp_path):
+        before = self.names(flat, "val")
+        for number in range(40):
+            write(flat / f"new_{number}.png", np.zeros((16, 16, 3), np.uint8))
+        flat.rename(tmp_path / "elsewhere")
+        after = self.names(tmp_path / "elsewhere", "val")
+        assert [name for name in after if not name.startswith("new")] == before
+        assert split_of(Path("a/b.png")) == split_of(Path("a/b.webp"))
+
+    def test_folders_inside_say_it_and_several_are_joined(self, folder, flat, tmp_path):
+        (tmp_path / "sorted").mkdir()
+        folder.rename(tmp_path / "sorted" / "train")
+        write(tmp_path / "sorted" / "other" / "x.png", np.zeros((16, 16, 3), np.uint8))
+        assert self.names(tmp_path / "sorted", "train") == [f"{number}.png" for number in range(6)]
+        roots = [str(tmp_path / "sorted"), str(flat)]
+        options = {"type": "FaceRestorationDataset", "dataroot": roots, "size": 48}
+        both = {split: build_dataset({**options, "split": split}) for split in ("train", "val")}
+        assert len(both["train"]) == 6 + len(self.names(flat, "train"))
+        assert [path.name for path in both["val"].paths] == self.names(flat, "val")  # the other has none
+        # Their landmarks come along.
+        assert both["train"][0]["landmarks68"].isfinite().all() and both["train"][6]["landmarks68"].isnan().all()
+
+    def test_nothing_to_take_is_an_error_that_says_what_to_do(self, folder, tmp_path):
+        (tmp_path / "sorted").mkdir()
+        folder.rename(tmp_path / "sorted" / "train")
+        with pytest.raises(ValueError, match=r"for split 'val'; add pictures .* or sort them into .*sorted/train and"):
+            dataset(tmp_path / "sorted", split="val")
+        with pytest.raises(ValueError, match="split: unknown value 'test'"):
+            dataset(folder.parent, split="test")
 
 
 class TestOptions:

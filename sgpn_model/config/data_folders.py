@@ -1,0 +1,56 @@
+"""``--data FOLDER``: the faces of an option file's datasets, where the file names none."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sgpn_arch.registry import DATASET_REGISTRY
+from sgpn_model.config.reading import OptionError, Origins
+from sgpn_model.config.registries import fill_registries
+
+PHASES = {"train": "train", "val": "val", "test": "val"}  # of datasets -> which of the faces
+HOW = "`sgpn align PHOTOS -o FOLDER` makes such a folder; one with train/ and val/ inside is split as it stands"
+
+
+def fill_roots(options: dict, origins: Origins, folders: Sequence[str]) -> None:
+    """Gives ``folders`` to every dataset that names no ``dataroot``: to train, or the pictures held back to val and test.
+
+    Args:
+        options: of a whole file, changed in place. origins: likewise; the message of a later error names ``--data``.
+        folders: of aligned faces, see :func:`sgpn_data.sources.open_split`; all of them are joined.
+
+    Raises:
+        OptionError: one of them is no folder, or every dataset names its own.
+    """
+    for folder in folders:
+        if not Path(folder).expanduser().is_dir():
+            raise OptionError(f"no such folder; {HOW}", f"--data {folder}")
+    without = _without_root(options) if folders else []
+    if folders and not without:
+        raise OptionError(
+            "--data: has no effect, for every dataset names its own folder; change that: --set datasets.train.dataroot=FOLDER",
+            origins.top,
+        )
+    for phase in without:
+        for key, value in {"dataroot": [str(folder) for folder in folders], "split": PHASES[phase]}.items():
+            options["datasets"][phase][key] = value
+            origins.put(["datasets", phase, key], value, f"--data {' '.join(map(str, folders))}")
+
+
+def check_roots(options: dict) -> None:
+    """Raises OptionError where a dataset does not say where its faces are."""
+    for phase in _without_root(options):
+        raise OptionError(
+            f"datasets.{phase}.dataroot: this option is missing; name a folder, or add --data FOLDER. {HOW}"
+        )
+
+
+def _without_root(options: dict) -> list[str]:
+    """The phases whose dataset could take a folder with a split, and has none."""
+    fill_registries()
+    found = []
+    for phase, section in options["datasets"].items() if isinstance(options.get("datasets"), dict) else ():
+        if phase in PHASES and isinstance(section, dict) and section.get("type") in DATASET_REGISTRY:
+            known = getattr(DATASET_REGISTRY.get(section["type"]), "OPTIONS", ())
+            if {"dataroot", "split"} <= set(known) and not section.get("dataroot"):
+                found.append(phase)
+    return found

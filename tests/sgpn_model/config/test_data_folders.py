@@ -1,0 +1,59 @@
+"""``--data``: it fills the datasets that name no folder, and says how to make one; no shipped file names one."""
+
+import cv2
+import pytest
+
+from sgpn_model.config.checking import checked_options
+from sgpn_model.config.data_folders import check_roots, fill_roots
+from sgpn_model.config.reading import OptionError, read_options
+
+JOINT = "options/train/sgpn_open_256.yml"
+
+
+def filled(path, folders, *overrides):
+    options, origins = read_options(path, overrides)
+    fill_roots(options, origins, [str(folder) for folder in folders])
+    return options["datasets"], origins
+
+
+@pytest.fixture
+def faces(tmp_path, astronaut):
+    """Two folders: one split by its folders, one by its pictures' names."""
+    for name in ("sorted/train/a.png", "sorted/val/b.png", *(f"flat/{number}.png" for number in range(20))):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / name), cv2.resize(astronaut, (64, 64)))
+    return [tmp_path / "sorted", tmp_path / "flat"]
+
+
+def test_every_phase_gets_its_part(faces):
+    datasets, _ = filled(JOINT, faces)
+    assert {phase: section["split"] for phase, section in datasets.items()} == {"train": "train", "val": "val"}
+    assert datasets["train"]["dataroot"] == datasets["val"]["dataroot"] == [str(folder) for folder in faces]
+    assert filled("options/test/open_mild.yml", faces)[0]["test"]["split"] == "val"
+
+
+def test_what_the_file_names_stays(faces):
+    datasets, _ = filled(JOINT, faces[:1], "datasets.val.dataroot=elsewhere")
+    assert datasets["val"]["dataroot"] == "elsewhere" and "split" not in datasets["val"]
+    overrides = [f"datasets.{phase}.dataroot=elsewhere" for phase in ("train", "val")]
+    with pytest.raises(OptionError, match=f"^{JOINT}: --data: has no effect, for every dataset names its own"):
+        filled(JOINT, faces, *overrides)
+
+
+def test_errors_name_the_switch(faces, tmp_path):
+    with pytest.raises(OptionError, match="^--data .*nowhere: no such folder; `sgpn align PHOTOS -o FOLDER` makes"):
+        filled(JOINT, [tmp_path / "nowhere"])
+    _, origins = filled(JOINT, faces)
+    assert origins.at(["datasets", "train", "dataroot"]).startswith("--data ")
+
+
+def test_without_a_folder_the_key_and_the_way_are_told(faces):
+    options, _ = read_options(JOINT)
+    with pytest.raises(
+        OptionError, match=r"^datasets.train.dataroot: .* add --data FOLDER. `sgpn align PHOTOS -o FOLDER`"
+    ):
+        check_roots(options)
+    with pytest.raises(OptionError, match=f"^{JOINT}: datasets.train.dataroot: this option is missing"):
+        checked_options(JOINT, training=True)
+    checked_options(JOINT, files=False)  # as `sgpn options check` does
+    checked_options(JOINT, training=True, data=[str(folder) for folder in faces])
