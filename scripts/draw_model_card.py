@@ -1,6 +1,6 @@
 """Draws the pictures of docs/model_card.md: renderings of the same faces at every level, and restorations side by side.
 
-python scripts/draw_model_card.py --levels-folder experiments/levels -o docs/images \\
+python scripts/draw_model_card.py --data faces --levels-folder experiments/levels -o docs/images \\
     --restorer "variant A=experiments/compare_variant_a_128/models/compare_variant_a_128_300.safetensors"
 
 Only faces whose licence lets them be shown: CC0, public domain, and CC-BY (the Face Research Lab London Set). Lanczos's and the
@@ -11,16 +11,15 @@ import argparse
 from pathlib import Path
 
 import torch
-from judge_levels import LEVELS, OPTIONS
+from judge_levels import LEVELS, test_set
 from torch.nn import functional as F
 
 from sgpn_data.photos import write_picture
 from sgpn_data.tensors import to_images
-from sgpn_model.config.reading import read_options
+from sgpn_model.cli.arguments import add_data
 from sgpn_model.config.registries import fill_registries
 from sgpn_model.evaluate.evaluate import CropRestorer, FolderRestorer, parse_restorers
 from sgpn_model.evaluate.report import labelled_grid
-from sgpn_model.train.batches import build_dataset
 
 SHAPE_LEVELS = ("clean", *LEVELS)
 SHAPE_FACES = (
@@ -33,20 +32,19 @@ SHAPE_FACES = (
 FACES = {"mild": SHAPE_FACES[:2], "medium": SHAPE_FACES[1:4], "severe": SHAPE_FACES[2:]}
 
 
-def items(level: str, names: tuple[str, ...]) -> dict:
+def items(data: list[str], level: str, names: tuple[str, ...]) -> dict:
     """A batch of the named faces at a level, with the seed of the tests."""
-    options, _ = read_options(str(OPTIONS / "open_mild.yml"), [f"datasets.test.degradation.preset={level}"])
-    dataset = build_dataset(options["datasets"]["test"], "test")
+    dataset = test_set("mild", data, [f"datasets.test.degradation.preset={level}"])
     places = {Path(path).stem: number for number, path in enumerate(dataset.paths)}
     chosen = [dataset[places[name]] for name in names]
     return {key: torch.stack([item[key] for item in chosen]) for key in ("lq", "hq", "points5", "landmarks68")}
 
 
-def draw_shapes(restorer: CropRestorer) -> dict[str, list]:
+def draw_shapes(restorer: CropRestorer, data: list[str]) -> dict[str, list]:
     """Columns: for every level the photo, and its rendering laid on it."""
     columns = {}
     for level in SHAPE_LEVELS:
-        batch = items(level, SHAPE_FACES)
+        batch = items(data, level, SHAPE_FACES)
         render = restorer(batch, SHAPE_FACES).render
         covered = (render > -1).any(dim=1, keepdim=True)
         photo = F.interpolate(batch["lq"], size=render.shape[-1])
@@ -55,12 +53,12 @@ def draw_shapes(restorer: CropRestorer) -> dict[str, list]:
     return columns
 
 
-def draw_restorations(restorers: dict, folder: Path) -> tuple[dict[str, list], list[str]]:
+def draw_restorations(restorers: dict, data: list[str], folder: Path) -> tuple[dict[str, list], list[str]]:
     """Columns: the input, each method and the truth; rows: faces, from mild to severe."""
     columns: dict[str, list] = {}
     names = []
     for level in LEVELS:
-        batch, faces = items(level, FACES[level]), FACES[level]
+        batch, faces = items(data, level, FACES[level]), FACES[level]
         simple = {name: FolderRestorer(folder / level / name) for name in ("lanczos", "classical")}
         columns.setdefault("input", []).extend(to_images(batch["lq"]))
         for name, restorer in {**simple, **restorers}.items():
@@ -73,6 +71,7 @@ def draw_restorations(restorers: dict, folder: Path) -> tuple[dict[str, list], l
 def main() -> None:
     """Draws both."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_data(parser, required=True)
     parser.add_argument("--restorer", action="append", default=[], metavar="NAME=WEIGHTS")
     parser.add_argument("--weights", default="default")
     parser.add_argument("--levels-folder", type=Path, default="experiments/levels")
@@ -80,12 +79,12 @@ def main() -> None:
     arguments = parser.parse_args()
     fill_registries()
     ours = CropRestorer(arguments.weights, "cpu")
-    shapes = labelled_grid(draw_shapes(ours), [""] * len(SHAPE_FACES))
+    shapes = labelled_grid(draw_shapes(ours, arguments.data), [""] * len(SHAPE_FACES))
     write_picture(arguments.output / "open_shapes.jpg", shapes)
     others = {
         name: CropRestorer(place, "cpu", 0) for name, place in parse_restorers(arguments.restorer).items()
     }  # as judged
-    columns, names = draw_restorations({**others, "SGPN": ours}, arguments.levels_folder)
+    columns, names = draw_restorations({**others, "SGPN": ours}, arguments.data, arguments.levels_folder)
     write_picture(arguments.output / "open_levels.jpg", labelled_grid(columns, names))
 
 

@@ -1,7 +1,7 @@
 """Scores the default weights, simple methods and other weights at three levels of degradation, with fixed seeds.
 
-python scripts/judge_levels.py -o experiments/levels
-python scripts/judge_levels.py --restorer "mine=experiments/mine/models/mine_1400.safetensors"
+python scripts/judge_levels.py --data faces -o experiments/levels
+python scripts/judge_levels.py --data faces --restorer "mine=experiments/mine/models/mine_1400.safetensors"
 
 Every number of docs/model_card.md is of this command. Each level has a report folder with all values and a grid of
 pictures; levels.md has the tables of all. Beside the default weights, and these taken back halfway to the input, there are
@@ -18,9 +18,12 @@ from typing import Any
 
 import numpy as np
 from restore_classically import restore_folder
+from torch.utils.data import Dataset
 
 from sgpn_data.photos import write_picture
 from sgpn_data.tensors import to_images
+from sgpn_model.cli.arguments import add_data
+from sgpn_model.config.data_folders import fill_roots
 from sgpn_model.config.reading import read_options
 from sgpn_model.config.registries import fill_registries
 from sgpn_model.evaluate.evaluate import evaluate, parse_restorers
@@ -32,21 +35,28 @@ OPTIONS = Path(__file__).parents[1] / "options" / "test"
 BLUR = 1.5  # pixels that the classical restoration takes away
 
 
-def judge(level: str, restorers: Mapping[str, Any], overrides: list[str], folder: Path) -> Scores:
+def judge(level: str, restorers: Mapping[str, Any], data: list[str], overrides: list[str], folder: Path) -> Scores:
     """Scores one level and writes its report."""
     options = str(OPTIONS / f"open_{level}.yml")
-    save_inputs(options, overrides, folder / "inputs")
-    save_inputs(options, [*overrides, "datasets.test.degradation.upsample_kernels=lanczos"], folder / "lanczos")
+    save_inputs(test_set(level, data, overrides), folder / "inputs")
+    lanczos = [*overrides, "datasets.test.degradation.upsample_kernels=lanczos"]
+    save_inputs(test_set(level, data, lanczos), folder / "lanczos")
     restore_folder(folder / "inputs", folder / "classical", BLUR)
     simple = {"Lanczos": str(folder / "lanczos"), "classical": str(folder / "classical")}
-    scores = evaluate(options, [*overrides, "restorers=~"], None, {**simple, **restorers})
+    scores = evaluate(options, [*overrides, "restorers=~"], None, {**simple, **restorers}, data=data)
     write_report(folder, scores)
     return scores
 
 
-def save_inputs(options: str, overrides: list[str], folder: Path) -> None:
+def test_set(level: str, data: list[str], overrides: list[str]) -> Dataset:
+    """The faces that are held back in the folders ``data``, degraded as at a level."""
+    options, origins = read_options(OPTIONS / f"open_{level}.yml", overrides)
+    fill_roots(options, origins, data)
+    return build_dataset(options["datasets"]["test"], "test")
+
+
+def save_inputs(dataset: Dataset, folder: Path) -> None:
     """Writes every degraded face of a test as FOLDER/NAME.png."""
-    dataset = build_dataset(read_options(options, overrides)[0]["datasets"]["test"], "test")
     for number in range(len(dataset)):
         item = dataset[number]
         write_picture(folder / f"{Path(item['path']).stem}.png", to_images(item["lq"][None])[0])
@@ -66,6 +76,7 @@ def against_input(scores: Scores) -> str:
 def main() -> None:
     """Judges every level and writes the joint tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_data(parser, required=True)
     parser.add_argument(
         "--restorer", action="append", default=[], metavar="NAME=PLACE", help="one more row, repeatable"
     )
@@ -83,7 +94,7 @@ def main() -> None:
     }
     parts = []
     for level in arguments.levels:
-        scores = judge(level, restorers, arguments.set, arguments.output / level)
+        scores = judge(level, restorers, arguments.data, arguments.set, arguments.output / level)
         parts.append(f"## {level}\n\n{markdown(scores.table(), scores.labels())}\n\n{against_input(scores)}\n")
         print(parts[-1], flush=True)
         (arguments.output / "levels.md").write_text("\n".join(parts))

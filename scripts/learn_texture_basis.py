@@ -1,6 +1,6 @@
 """Learns the open morphable model's mean texture and texture basis from photos of faces.
 
-python scripts/learn_texture_basis.py ../shared/faces512/train -o open_face_textures.safetensors --modes 40
+python scripts/learn_texture_basis.py --data faces -o open_face_textures.safetensors --modes 40
 
 Every photo is read by a trained regressor, and its mesh is laid on the photo, moved so that the 68 landmarks lie on the known
 ones. Each vertex that the camera sees takes its colour from the photo. The light is taken out (a luminance of second-order
@@ -28,6 +28,7 @@ from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.face3d.raster.rasterizer import rasterize
 from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_data.face_dataset import FaceRestorationDataset
+from sgpn_model.cli.arguments import add_data
 from sgpn_model.train.shape_model import face_region
 from sgpn_model.weights.checkpoint import load_checkpoint
 from sgpn_model.weights.pretrained import find_weights
@@ -190,7 +191,8 @@ def smoothed(values: Tensor, triangles: Tensor, rounds: int = BAND) -> Tensor:
 def main() -> None:
     """Reads the photos, learns, and writes the model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folders", nargs="+")
+    add_data(parser, required=True)
+    parser.add_argument("--min-size", type=int, default=1, metavar="PIXELS", help="leave smaller photos out")
     parser.add_argument("-o", "--output", required=True, type=Path)
     parser.add_argument("--weights", default="default", help="whose regressor reads the photos")
     parser.add_argument("--modes", type=int, default=40)
@@ -198,9 +200,8 @@ def main() -> None:
     arguments = parser.parse_args()
     checkpoint = load_checkpoint(find_weights(arguments.weights))
     prior = ShapePrior(checkpoint.network("network_shape"), checkpoint.morphable_model()).eval()
-    dataset = FaceRestorationDataset(
-        {"dataroot": arguments.folders, "size": 256, "degradation": None, "use_hflip": False, "phase": "test"}
-    )
+    photos = {"dataroot": arguments.data, "split": "train", "min_size": arguments.min_size, "size": 256}
+    dataset = FaceRestorationDataset({**photos, "degradation": None, "use_hflip": False, "phase": "test"})
     textures, seen = [], []
     chosen = torch.utils.data.Subset(dataset, range(0, len(dataset), arguments.every))
     for batch in tqdm(torch.utils.data.DataLoader(chosen, 16), desc="reading", unit="batch"):

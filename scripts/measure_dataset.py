@@ -1,7 +1,7 @@
 """Prints how many training pictures a second the dataset makes, by size, degradation and number of workers.
 
 python scripts/measure_dataset.py                                   # generated pictures, so that anybody can compare
-python scripts/measure_dataset.py faces/train.lmdb --sizes 512 --presets gfpgan inpaint --gpu-rate 40
+python scripts/measure_dataset.py --data faces --sizes 512 --presets gfpgan inpaint --gpu-rate 40
 
 Images a second are the median of several passes and their range, after a pass to warm up: other work on the machine shows
 in them. The processor's time for an image, the median over images in one process, shows it hardly.
@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sgpn_data import build_dataset
 from sgpn_data.degradation import PRESETS
+from sgpn_model.cli.arguments import add_data
 
 GENERATED = 64
 INPAINT = "inpaint"
@@ -44,10 +45,11 @@ def generate(folder: Path, size: int, suffix: str, count: int = GENERATED) -> No
             raise OSError(f"{path}: cannot be written")
 
 
-def options_of(root: str, size: int, preset: str, cache: str) -> dict:
+def options_of(roots: list[str], size: int, preset: str, cache: str) -> dict:
     """A dataset's section; ``inpaint`` stands for holes in good photos."""
     task = {"degradation": None, "inpaint": {}} if preset == INPAINT else {"degradation": {"preset": preset}}
-    return {"type": "FaceRestorationDataset", "dataroot": root, "size": size, "cache": cache, "phase": "train", **task}
+    read = {"dataroot": roots, "split": "train", "size": size, "cache": cache}
+    return {"type": "FaceRestorationDataset", **read, "phase": "train", **task}
 
 
 def passes(dataset: Dataset, workers: int, batch: int, repeats: int, images: int) -> list[float]:
@@ -79,11 +81,11 @@ def workers_for(rate: float, gpus: int, per_worker: float) -> int:
     return math.ceil(rate * gpus / per_worker)
 
 
-def measure(root: str, arguments: argparse.Namespace) -> None:
+def measure(roots: list[str], arguments: argparse.Namespace) -> None:
     """Prints a line of the table for each size, degradation and number of workers."""
     for size in arguments.sizes:
         for preset in arguments.presets:
-            dataset = build_dataset(options_of(root, size, preset, arguments.cache))
+            dataset = build_dataset(options_of(roots, size, preset, arguments.cache))
             seconds = processor_time(dataset, arguments.images)
             for workers in arguments.workers:
                 rates = passes(dataset, workers, arguments.batch, arguments.repeats, arguments.images)
@@ -101,7 +103,7 @@ def _line(size: int, preset: str, seconds: float, workers: int, rates: list[floa
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("folder", nargs="?", help="folder of images or LMDB (default: generated pictures)")
+    add_data(parser)  # without it: generated pictures
     add("--sizes", type=int, nargs="+", default=[256, 512], help="pixels of the items")
     known = [*PRESETS, INPAINT]
     add("--presets", nargs="+", default=["gfpgan", "codeformer", "sr_x4", INPAINT], choices=known, metavar="PRESET")
@@ -129,12 +131,12 @@ def main() -> None:
     gpus = f"workers for {EIGHT} GPUs of {arguments.gpu_rate:g}/s"
     print(f"| size | degradation | CPU ms an image | workers | images/s | range | per worker | {gpus} |")
     print("|---" * 8 + "|", flush=True)
-    if arguments.folder:
-        measure(arguments.folder, arguments)
+    if arguments.data:
+        measure(arguments.data, arguments)
         return
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder), arguments.stored, arguments.suffix)
-        measure(folder, arguments)
+        measure([folder], arguments)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Packs folders of aligned faces into one small folder of WebP pictures, for training on another machine.
 
-python scripts/pack_faces.py ../shared/faces512/train ../shared/faces256/train -o faces256pack --size 256 --megabytes 45
+python scripts/pack_faces.py --data faces -o faces256pack --size 256 --megabytes 45
 
+What is to train on goes into train/, what is held back into val/, so that the pack is what --data takes there.
 Pictures are brought to one size as the dataset does it (area averaging; smaller ones bicubically) and compressed at the highest
 quality that fits, found on a sample and checked on all. Landmarks are scaled along. What the compression costs is printed.
 """
@@ -15,26 +16,27 @@ import numpy as np
 from tqdm import tqdm
 
 from sgpn_data.alignment import scale_points
-from sgpn_data.sources import LANDMARKS_FILE, Folder, decode, fault
+from sgpn_data.sources import LANDMARKS_FILE, SPLITS, Folder, Lmdb, decode, fault, open_split
+from sgpn_model.cli.arguments import add_data
 
 SAMPLE = 150  # pictures that the quality is chosen on
 QUALITIES = range(98, 39, -2)
 
 
-def read_faces(root: Path, size: int) -> list[tuple[str, np.ndarray, list | None]]:
-    """(name, uint8 BGR (size, size, 3), 68 landmarks or None) of each usable picture of a folder."""
-    source, file = Folder(root), root / LANDMARKS_FILE
+def read_faces(source: Folder | Lmdb, size: int) -> list[tuple[np.ndarray, list | None]]:
+    """(uint8 BGR (size, size, 3), 68 landmarks or None) of each usable picture of a source."""
+    file = source.root / LANDMARKS_FILE
     known = json.loads(file.read_text()) if file.is_file() else {}
     faces = []
     for path in source.paths:
-        image, name = decode(source.encoded(path)), path.relative_to(root).as_posix()
+        image = decode(source.encoded(path))
         if fault(image):
             print(f"{path} is left out: {fault(image)}")
             continue
-        points = known.get(name)
+        points = known.get(path.relative_to(source.root).as_posix())
         if points is not None:
             points = scale_points(np.array(points, np.float64), image.shape[0], size).round(3).tolist()
-        faces.append((name, _resized(image, size), points))
+        faces.append((_resized(image, size), points))
     return faces
 
 
@@ -71,30 +73,44 @@ def psnr(images: list[np.ndarray], quality: int) -> float:
 def main() -> None:
     """Reads the folders, chooses the quality and writes pictures and landmarks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folders", nargs="+", type=Path)
+    add_data(parser, required=True)
     parser.add_argument("-o", "--output", required=True, type=Path)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--megabytes", type=float, default=45)
     arguments = parser.parse_args()
-    faces = [face for folder in arguments.folders for face in read_faces(folder, arguments.size)]
-    sample = [image for _, image, _ in faces[:: max(1, len(faces) // SAMPLE)]]
-    quality = best_quality(sample, 0.97e6 * arguments.megabytes / len(faces))  # the rest is for the landmarks
-    arguments.output.mkdir(parents=True)
+    faces = {
+        split: [
+            face
+            for root in arguments.data
+            for source in open_split(Path(root), split)
+            for face in read_faces(source, arguments.size)
+        ]
+        for split in SPLITS
+    }
+    images = [image for part in faces.values() for image, _ in part]
+    sample = images[:: max(1, len(images) // SAMPLE)]
+    quality = best_quality(sample, 0.97e6 * arguments.megabytes / len(images))  # the rest is for the landmarks
+    total = sum(write_faces(arguments.output / split, part, quality) for split, part in faces.items() if part) / 1e6
+    print(
+        f"{len(images)} faces, WebP quality {quality}, {psnr(sample, quality):.1f} dB, {total:.1f} MB in {arguments.output}"
+    )
+    if total > arguments.megabytes:
+        print(f"more than {arguments.megabytes} MB: the sample was kinder than the whole; lower --megabytes a little")
+
+
+def write_faces(folder: Path, faces: list[tuple[np.ndarray, list | None]], quality: int) -> int:
+    """Writes pictures and their landmarks into a new folder; returns the bytes that they take."""
+    folder.mkdir(parents=True)
     landmarks, total = {}, 0
-    for number, (_, image, points) in enumerate(tqdm(faces, desc="packing")):
+    for number, (image, points) in enumerate(tqdm(faces, desc=f"packing {folder.name}")):
         name, data = f"{number:05d}.webp", encode(image, quality)
-        (arguments.output / name).write_bytes(data)
+        (folder / name).write_bytes(data)
         total += len(data)
         if points is not None:
             landmarks[name] = points
     text = json.dumps(landmarks, separators=(",", ":"))
-    (arguments.output / LANDMARKS_FILE).write_text(text)
-    size = (total + len(text)) / 1e6
-    print(
-        f"{len(faces)} faces, WebP quality {quality}, {psnr(sample, quality):.1f} dB, {size:.1f} MB in {arguments.output}"
-    )
-    if size > arguments.megabytes:
-        print(f"more than {arguments.megabytes} MB: the sample was kinder than the whole; lower --megabytes a little")
+    (folder / LANDMARKS_FILE).write_text(text)
+    return total + len(text)
 
 
 if __name__ == "__main__":

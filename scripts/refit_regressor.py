@@ -1,6 +1,6 @@
 """Refits the last layers of a shape regressor in closed form, for another texture basis and for all levels of degradation.
 
-python scripts/refit_regressor.py ../shared/faces512/train --morphable-model experiments/open_face_textures.safetensors \\
+python scripts/refit_regressor.py --data faces --morphable-model experiments/open_face_textures.safetensors \\
     -o experiments/regressor.safetensors
 
 1. Identity, expression and pose are fitted to the known landmarks of every photo, the most probable ones given N(0, 1)
@@ -22,6 +22,7 @@ from sgpn_arch.face3d.lighting import AMBIENT
 from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_data.face_dataset import FaceRestorationDataset
+from sgpn_model.cli.arguments import add_data
 from sgpn_model.train.shape_model import LANDMARK_WEIGHTS
 from sgpn_model.weights.checkpoint import load_checkpoint, save_checkpoint
 from sgpn_model.weights.pretrained import find_weights
@@ -167,7 +168,8 @@ def _features(regressor: torch.nn.Module, picture: Tensor) -> Tensor:
 def main() -> None:
     """Looks, fits, solves and writes the regressor with its morphable model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folders", nargs="+")
+    add_data(parser, required=True)
+    parser.add_argument("--min-size", type=int, default=1, metavar="PIXELS", help="leave smaller photos out")
     parser.add_argument("-o", "--output", required=True, type=Path)
     parser.add_argument("--weights", default="default", help="whose regressor it is")
     parser.add_argument("--morphable-model", type=Path, help="another model with the same dimensions")
@@ -179,8 +181,9 @@ def main() -> None:
     path = arguments.morphable_model
     prior = ShapePrior(regressor, MorphableModel.read(path) if path else checkpoint.morphable_model()).eval()
     degradation = {"type": "DegradationMixture", "presets": LEVELS, "reference_size": 512}
-    options = {"dataroot": arguments.folders, "size": 256, "phase": "train", "degradation": degradation}
-    views = look(prior, FaceRestorationDataset(options), arguments.every)
+    photos = {"dataroot": arguments.data, "split": "train", "min_size": arguments.min_size, "size": 256}
+    dataset = FaceRestorationDataset({**photos, "phase": "train", "degradation": degradation})
+    views = look(prior, dataset, arguments.every)
 
     coeffs = fit_landmarks(prior, views["coeffs"], views["truth"], views["photo"])
     parts = list(prior.split(coeffs))

@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
 # Makes the default weights from photos of faces, stage after stage; stopped and called again, it goes on where it was.
 #
-#   scripts/train_open.sh [FACES512 [FACES256]]
+#   scripts/train_open.sh FACES [FACES ...]
 #
-# FACES: folders of aligned faces (`sgpn align`); default ../shared/faces512/train and ../shared/faces256/train.
+# FACES: folders of aligned faces (`sgpn align` makes one), as `sgpn train --data` takes them. MIN_SIZE=PIXELS: textures and
+# regressor are made from photos of that size only (512 for the default weights); the generator sees all of them.
 # REGRESSOR=FILE: a shape regressor to begin with; without it, one is trained from BACKBONE=FILE, torchvision's ImageNet
 # MobileNetV2, or without that from nothing. COMPARE=1 trains, after the default weights, the comparisons of docs/model_card.md.
 # What is made lies in experiments/; the last file is experiments/sgpn_open.safetensors, in half precision.
 set -eu
-faces=${1:-../shared/faces512/train}; more=${2-../shared/faces256/train}
+[ $# -gt 0 ] || { echo "usage: scripts/train_open.sh FACES [FACES ...]; \`sgpn align PHOTOS -o FACES\` makes such a folder" >&2; exit 2; }
+faces=("$@")
 out=experiments; mkdir -p "$out"
-data="datasets.train.dataroot=[$faces${more:+, $more}]"
 here=$(cd "$(dirname "$0")" && pwd)
 
-train() { sgpn train "$1" --auto-resume --set "$data" "path.experiments_root=$out" "${@:2}"; }
+train() { sgpn train "$1" --auto-resume --data "${faces[@]}" --set "path.experiments_root=$out" "${@:2}"; }
 newest() { ls -t "$out/$1/models/"*.safetensors | head -1; }
 
 # 1. The shape prior: regressor, textures learnt from the photos, and the regressor fitted to these.
@@ -23,8 +24,9 @@ if [ -z "$regressor" ]; then
     regressor=$(newest shape_open)
 fi
 textures=$out/open_face_textures.safetensors shape=$out/regressor.safetensors
-[ -f "$textures" ] || python "$here/learn_texture_basis.py" "$faces" --weights "$regressor" --every 2 -o "$textures"
-[ -f "$shape" ] || python "$here/refit_regressor.py" "$faces" --weights "$regressor" --morphable-model "$textures" -o "$shape"
+photos=(--data "${faces[@]}" --min-size "${MIN_SIZE:-1}")
+[ -f "$textures" ] || python "$here/learn_texture_basis.py" "${photos[@]}" --weights "$regressor" --every 2 -o "$textures"
+[ -f "$shape" ] || python "$here/refit_regressor.py" "${photos[@]}" --weights "$regressor" --morphable-model "$textures" -o "$shape"
 prior=("path.pretrain_network_shape=$shape")  # which holds the textures too
 
 # 2. The generator: first at 128 px, then grown to 256 px.

@@ -4,9 +4,9 @@
 #   scripts/train_timed.sh FACES SECONDS [STAGE=SECONDS ...]
 #   scripts/train_timed.sh faces256pack 560 shape=240 joint=900 sharp=500
 #
-# FACES: a folder of aligned faces (scripts/pack_faces.py). SECONDS: of this call. STAGE=SECONDS: what each stage may take over
-# all calls; prior=SECONDS adds the generative prior, from which joint then starts. The learnt textures lie in
-# experiments/open_face_textures.safetensors (scripts/learn_texture_basis.py).
+# FACES: a folder of aligned faces, as `sgpn train --data` takes it (scripts/pack_faces.py makes a small one). SECONDS: of
+# this call. STAGE=SECONDS: what each stage may take over all calls; prior=SECONDS adds the generative prior, from which joint
+# then starts. The learnt textures lie in experiments/open_face_textures.safetensors (scripts/learn_texture_basis.py).
 # At the end the newest weights are written in half precision to experiments/gpu_weights.safetensors.
 set -u
 faces=$1; deadline=$((SECONDS + $2)); shift 2
@@ -40,7 +40,7 @@ for stage in prior shape joint sharp; do
     [ -f "$arguments_file" ] || given "$stage" >"$arguments_file"
     # shellcheck disable=SC2046
     timeout -s TERM "$seconds" sgpn train "options/gpu/${stage}_256.yml" --auto-resume \
-        --set "datasets.train.dataroot=$faces" "path.experiments_root=$experiments" $(cat "$arguments_file")
+        --data "$faces" --set "path.experiments_root=$experiments" $(cat "$arguments_file")
     code=$?
     case $code in
         0) echo "${budget[$stage]}" >"$spent_file" ;;  # all steps are made

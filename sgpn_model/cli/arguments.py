@@ -1,6 +1,7 @@
 """Arguments that several commands have, and how a long run begins."""
 
 import argparse
+from pathlib import Path
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -11,16 +12,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_device(parser, None)
 
 
-def add_data(parser: argparse.ArgumentParser) -> None:
-    """``--data FOLDER ...``."""
+def add_data(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    """``--data FOLDER ...``, for scripts too."""
     parser.add_argument(
         "--data",
         nargs="+",
+        type=_folder,
         default=[],
+        required=required,
         metavar="FOLDER",
-        help="aligned faces (sgpn align makes such a folder), where the option file names none: folders with train/ and val/ "
-        "inside, and any others, of which one picture in ten is for validation",
+        help="folders of aligned faces (sgpn align makes one), which are joined: split as their train/ and val/ say, or else one "
+        "picture in ten is held back for validation",
     )
+
+
+def _folder(path: str) -> str:
+    if not Path(path).is_dir():
+        raise argparse.ArgumentTypeError(f"{path}: no such folder; `sgpn align PHOTOS -o {path}` makes it from photos")
+    return path
 
 
 def add_set(parser: argparse.ArgumentParser) -> None:

@@ -1,7 +1,6 @@
 """``--data FOLDER``: the faces of an option file's datasets, where the file names none."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from sgpn_arch.registry import DATASET_REGISTRY
 from sgpn_model.config.reading import OptionError, Origins
@@ -19,11 +18,8 @@ def fill_roots(options: dict, origins: Origins, folders: Sequence[str]) -> None:
         folders: of aligned faces, see :func:`sgpn_data.sources.open_split`; all of them are joined.
 
     Raises:
-        OptionError: one of them is no folder, or every dataset names its own.
+        OptionError: every dataset names its own.
     """
-    for folder in folders:
-        if not Path(folder).expanduser().is_dir():
-            raise OptionError(f"no such folder; {HOW}", f"--data {folder}")
     without = _without_root(options) if folders else []
     if folders and not without:
         raise OptionError(

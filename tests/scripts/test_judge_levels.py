@@ -18,13 +18,21 @@ def script():
 @pytest.fixture(scope="module")
 def judged(script, astronaut, tiny_weights, tmp_path_factory):
     folder = tmp_path_factory.mktemp("levels")
-    faces = folder / "faces"
-    faces.mkdir()
+    faces = folder / "faces" / "val"
+    faces.mkdir(parents=True)
     for number in range(3):
         x = 150 + 5 * number
         cv2.imwrite(str(faces / f"{number}.png"), cv2.resize(astronaut[30:170, x : x + 140], (96, 96)))
-    small = [f"datasets.test.dataroot={faces}", "datasets.test.size=64", f"judge={tiny_weights}", "metrics=[psnr]"]
-    arguments = ["judge_levels.py", "--weights", str(tiny_weights), "--restorer", f"other={tiny_weights}"]
+    small = ["datasets.test.size=64", f"judge={tiny_weights}", "metrics=[psnr]"]
+    arguments = [
+        "judge_levels.py",
+        "--data",
+        str(faces.parent),
+        "--weights",
+        str(tiny_weights),
+        "--restorer",
+        f"other={tiny_weights}",
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             sys, "argv", [*arguments, "--levels", "mild", "severe", "-o", str(folder / "out"), "--set", *small]

@@ -24,7 +24,7 @@ def test_generated_pictures_are_square_and_compress_as_photos_do(script, tmp_pat
 def test_prints_a_line_for_each_combination(script, tmp_path, capsys):
     script.generate(tmp_path, 48, ".png", 3)
     options = {"sizes": [32], "presets": ["gfpgan", "inpaint"], "workers": [1], "cache": "ram", "batch": 2}
-    script.measure(str(tmp_path), argparse.Namespace(**options, repeats=2, images=4, gpu_rate=10.0))
+    script.measure([str(tmp_path)], argparse.Namespace(**options, repeats=2, images=4, gpu_rate=10.0))
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     assert [line[:2] for line in lines] == [["32", "gfpgan"], ["32", "inpaint"]]
     assert all(len(line) == 8 and float(line[2]) > 0 and float(line[4]) > 0 for line in lines)

@@ -3,6 +3,7 @@
 import cv2
 import pytest
 
+from sgpn_model import cli
 from sgpn_model.config.checking import checked_options
 from sgpn_model.config.data_folders import check_roots, fill_roots
 from sgpn_model.config.reading import OptionError, read_options
@@ -40,11 +41,12 @@ def test_what_the_file_names_stays(faces):
         filled(JOINT, faces, *overrides)
 
 
-def test_errors_name_the_switch(faces, tmp_path):
-    with pytest.raises(OptionError, match="^--data .*nowhere: no such folder; `sgpn align PHOTOS -o FOLDER` makes"):
-        filled(JOINT, [tmp_path / "nowhere"])
+def test_errors_name_the_switch(faces, capsys):
     _, origins = filled(JOINT, faces)
     assert origins.at(["datasets", "train", "dataroot"]).startswith("--data ")
+    with pytest.raises(SystemExit):
+        cli.main(["train", JOINT, "--data", "nowhere"])
+    assert "--data: nowhere: no such folder; `sgpn align PHOTOS -o nowhere` makes it" in capsys.readouterr().err
 
 
 def test_without_a_folder_the_key_and_the_way_are_told(faces):
