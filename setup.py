@@ -62,13 +62,15 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     py_modules=["sgpn"],
-    # data/ is called sgpn_data when installed: "data" would collide with every other project's folder.
-    packages=find_packages(include=["sgpn_arch", "sgpn_arch.*", "sgpn_model", "sgpn_model.*"]) + ["sgpn_data"],
-    package_dir={"sgpn_data": "data"},
+    # data/ and options/ are called sgpn_data and sgpn_options when installed: "data" would collide with every other project's.
+    packages=find_packages(include=["sgpn_arch", "sgpn_arch.*", "sgpn_model", "sgpn_model.*"])
+    + ["sgpn_data", "sgpn_options"],
+    package_dir={"sgpn_data": "data", "sgpn_options": "options"},
     package_data={
         "sgpn_arch": ["py.typed", "assets/*", "ops/csrc/*"],
         "sgpn_data": ["py.typed"],
         "sgpn_model": ["py.typed", "weights/*"],
+        "sgpn_options": ["*/*.yml"],
     },
     install_requires=[
         "torch>=2.4",

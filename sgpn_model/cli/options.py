@@ -16,6 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     task.add_argument("--origin", action="store_true", help="say behind each option in which file it was written")
     task.set_defaults(run=functools.partial(run, "show"))
     add_set(task)
+    task = tasks.add_parser("list", help="name the option files that ship, each with what it is for")
+    task.set_defaults(run=functools.partial(run, "listing"))
     task = tasks.add_parser("check", help="check option files as the commands that they are for would")
     task.add_argument("files", nargs="+", metavar="FILE", help="option files")
     task.set_defaults(run=functools.partial(run, "check"))

@@ -1,5 +1,6 @@
 """What ``sgpn options`` runs, and the check of a whole option file with which training and testing begin."""
 
+import itertools
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +28,7 @@ from sgpn_model.config.reading import (
     check_plugin,
     check_sections,
     read_options,
+    shipped_files,
 )
 from sgpn_model.config.registries import fill_registries
 from sgpn_model.train.log import check_wandb
@@ -39,6 +41,15 @@ REQUIRED = ("name", "model_type", "datasets", "train")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The commands
+
+
+def listing() -> int:
+    """Prints the names of the shipped option files, each with the first sentence of the comment that it opens with."""
+    for name, path in shipped_files().items():
+        comment = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+        text = " ".join(line.removeprefix("#").strip() for line in comment)
+        print(f"{name:32} {text.partition('. ')[0].rstrip('.')}")
+    return 0
 
 
 def show(file: str, overrides: Iterable[str] = (), origin: bool = False) -> int:

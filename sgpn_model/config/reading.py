@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import importlib.resources
 import inspect
 import math
 import os
@@ -171,7 +172,7 @@ def read_options(path: str | Path, overrides: Iterable[str] = ()) -> tuple[dict,
 
     ``_base_: FILE`` or a list of files, relative to the file that says so, are read first; mappings are merged, anything
     else replaces what was there, and so does a mapping with ``_delete_: true``. mmengine merges; but a mapping may follow
-    ``~``, and only YAML is read, which cannot run code.
+    ``~``, and only YAML is read, which cannot run code. A file that is not there may be one that ships (:func:`find_options`).
 
     Returns:
         A plain nested dict, of which nothing is checked yet, and where each of its options was written.
@@ -179,7 +180,7 @@ def read_options(path: str | Path, overrides: Iterable[str] = ()) -> tuple[dict,
     Raises:
         OptionError: the file or one that it inherits from is missing or is not YAML, or an override cannot be applied.
     """
-    path = Path(path)
+    path = find_options(path)
     options, origins = {}, Origins(path)
     for file, content in _read_chain(path):
         options = _merged(options, content)
@@ -203,6 +204,19 @@ def load_options(path: str | Path, overrides: Iterable[str] = ()) -> dict:
     return options
 
 
+def shipped_files() -> dict[str, Path]:
+    """The option files that come with the library: ``train/shape_open.yml`` and so on -> the file."""
+    folder = Path(str(importlib.resources.files("sgpn_options")))
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.glob("*/*.yml"))}
+
+
+def find_options(name: str | Path, folder: Path = Path()) -> Path:
+    """The option file of this name in ``folder``, or if there is none, that which ships: ``options/train/shape_open.yml`` or
+    ``train/shape_open.yml``."""
+    path = Path(os.path.normpath(folder / name))
+    return path if path.exists() else shipped_files().get(str(name).removeprefix("options/"), path)
+
+
 def _read_chain(path: Path, heirs: tuple[Path, ...] = ()) -> Iterator[tuple[Path, dict]]:
     """The file and those that it inherits from, each with its content, in the order in which they are merged."""
     if not path.is_file():
@@ -219,7 +233,7 @@ def _read_chain(path: Path, heirs: tuple[Path, ...] = ()) -> Iterator[tuple[Path
         raise OptionError(f"holds {type(content).__name__}, expected a mapping of options", str(path))
     bases = content.pop(BASE, None) or []
     for base in [bases] if isinstance(bases, str) else bases:
-        yield from _read_chain(Path(os.path.normpath(path.parent / str(base))), (*heirs, path))
+        yield from _read_chain(find_options(str(base), path.parent), (*heirs, path))
     yield path, content
 
 

@@ -1,0 +1,1 @@
+"""The option files that ship, installed as ``sgpn_options``: ``sgpn options list`` names them."""
