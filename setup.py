@@ -85,6 +85,7 @@ setup(
         "numba>=0.59",
         "pillow>=10.1",
         "platformdirs>=4",
+        "pydantic>=2.7",
         "pyyaml>=6",
         "requests>=2.28",
         "safetensors>=0.4",

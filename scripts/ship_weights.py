@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from sgpn_arch.files import sha256_of
+from sgpn_model.weights.catalogue import CATALOGUE_FILE
 from sgpn_model.weights.checkpoint import load_checkpoint, save_checkpoint
 from sgpn_model.weights.pretrained import WEIGHTS_FOLDER
 
@@ -36,6 +38,8 @@ def main() -> None:
         path, checkpoint.weights, metadata, dtype=torch.float16, morphable_model=checkpoint.morphable_model()
     )
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    if arguments.name:
+        print(f"write into {CATALOGUE_FILE.name}: size: {path.stat().st_size}, sha256: {sha256_of(path)}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import importlib
 import importlib.metadata
 import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from sgpn_arch.errors import nearest
@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 __all__ = ["build_network", "complete_options", "find_arch", "load_plugins"]
 
 PLUGIN_GROUP = "sgpn.plugins"
+
+
+class UnknownArch(ValueError):
+    """Nothing is registered under a name, which is its attribute ``name``."""
+
+    def __init__(self, name: str, known: Iterable[str]):
+        super().__init__(f"no network is registered as {name!r}{nearest(name, known)}")
+        self.name = name
 
 
 def build_network(opt: Mapping) -> "nn.Module":
@@ -53,7 +61,7 @@ def find_arch(name: str):
     """Returns what is registered in ``ARCH_REGISTRY`` as ``name``, by this package, BasicSR or a plugin.
 
     Raises:
-        ValueError: nothing is; the message names the nearest name that is.
+        UnknownArch: nothing is; the message names the nearest name that is.
     """
     _register_ours()
     load_plugins()
@@ -62,7 +70,7 @@ def find_arch(name: str):
     if name not in ARCH_REGISTRY:
         load_basicsr()
     if name not in ARCH_REGISTRY:
-        raise ValueError(f"no network is registered as {name!r}{nearest(name, ARCH_REGISTRY.keys())}")
+        raise UnknownArch(name, ARCH_REGISTRY.keys())
     return ARCH_REGISTRY.get(name)
 
 
@@ -80,6 +88,20 @@ def load_plugins() -> None:
             raise ImportError(
                 f"the SGPN plugin {plugin.name!r} ({plugin.value}) does not load: {error}; mend or uninstall it"
             ) from error
+
+
+def package_of(module: str) -> str | None:
+    """``"name==version"`` of the installed package that a module belongs to, or ``"module NAME"`` of no package; None if ours."""
+    top = module.partition(".")[0]
+    if top in ("sgpn_arch", "sgpn_data", "sgpn_model"):
+        return None
+    # Plugins say it themselves, installed in whatever way; of other packages, the list of their files does.
+    plugins = importlib.metadata.entry_points(group=PLUGIN_GROUP)
+    found = next((plugin.dist for plugin in plugins if plugin.module.partition(".")[0] == top and plugin.dist), None)
+    if found is None:
+        names = importlib.metadata.packages_distributions().get(top)
+        found = importlib.metadata.distribution(names[0]) if names else None
+    return f"{found.name}=={found.version}" if found else f"module {top}"
 
 
 @functools.cache

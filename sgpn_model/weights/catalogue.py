@@ -1,54 +1,48 @@
-"""The catalogue of weights: what there is, where it is, what is known of it, and whether a file is what it should be."""
+"""The catalogue of weights: what there is, where it is, whether a file is what it should be, and fetching it."""
 
-import hashlib
+import contextlib
+import errno
+import glob
 import importlib.util
 import os
-import re
-import zipfile
-from dataclasses import dataclass, fields
+import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Literal
 
 import yaml
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
 
 from sgpn_arch.errors import UserError, nearest
+from sgpn_arch.files import cache_folder, sha256_of
+from sgpn_model.weights.formats import damage_of, kind_of
 
 CATALOGUE_FILE = Path(__file__).parent / "catalogue.yml"
-# What a prefix of a SHA-256 must have at least to count as known: as many digits as in torchvision's file names.
-SHORTEST_PREFIX = 8
-CHUNK = 1 << 20
-
-# How files of weights begin. A PyTorch file is a zip archive (since 1.6) or a pickle.
-MAGIC = {
-    b"PK\x03\x04": "zip",
-    b"\x80\x02": "pickle",
-    b"\x80\x03": "pickle",
-    b"\x80\x04": "pickle",
-    b"\x80\x05": "pickle",
-    b"\x1f\x8b": "gzip",
-    b"7z\xbc\xaf\x27\x1c": "7z",
-    b"Rar!": "rar",
-    b"MATLAB 5.0": "matlab",
-    b"\x89HDF": "hdf5",
-}
 
 
 class CatalogueError(UserError, ValueError):
-    """A name that is not in the catalogue, weights that cannot be fetched, or a catalogue that cannot be read."""
+    """A name that is not in the catalogue, or a catalogue that cannot be read."""
 
 
-@dataclass(frozen=True)
+class DownloadError(CatalogueError):
+    """Weights that could not be fetched; nothing lies under their name."""
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class Entry:
     """What is known of one file of weights; docs/weights.md explains the fields.
 
-    Exactly one of ``urls``, ``drive``, ``drive_folder``, ``by_hand`` and ``shipped`` says where the file is from.
+    Exactly one of ``url``, ``by_hand`` and ``shipped`` says where the file is from.
 
     Attributes:
         name: what ``sgpn weights fetch`` calls it. what: what it is for. licence, source: as its owners state them.
         use: the command or function that takes it. file: its name on disk.
-        urls: http(s) addresses, the first preferred. drive: Google Drive's id of the file. drive_folder: that of a
-            folder which holds it. by_hand: how a person gets it. shipped: its path, beginning with a package's name.
-        size: bytes, or None where not known. sha256: lower-case hexadecimal, whole or a prefix, or None where not
-            known. hash_from: who computed it. home: the library that looks for it in its own folder, see :func:`home`.
+        url: http(s) address; Google Drive's of a file, or of a folder with a file of this name, is one too.
+        by_hand: how a person gets it. shipped: the folder that it ships in, beginning with a package's name.
+        size: bytes. sha256: lower-case hexadecimal, whole or a prefix of as many digits as in torchvision's file names.
+        hash_from: who computed them. home: the library that looks for it in its own folder, see :func:`home`.
     """
 
     name: str
@@ -56,25 +50,22 @@ class Entry:
     licence: str
     source: str
     use: str
-    file: str
-    urls: tuple[str, ...] = ()
-    drive: str | None = None
-    drive_folder: str | None = None
+    file: Annotated[str, Field(pattern=r"^[^./\\][^/\\]*$")]
+    url: Annotated[str, Field(pattern="^https?://")] | None = None
     by_hand: str | None = None
     shipped: str | None = None
-    size: int | None = None
-    sha256: str | None = None
+    size: Annotated[int, Field(gt=0)] | None = None
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{8,64}$")] | None = None
     hash_from: str | None = None
-    home: str | None = None
+    home: Literal["facexlib", "torch"] | None = None
 
-    @property
-    def address(self) -> str:
-        """Where a person finds the file with a browser."""
-        if self.drive:
-            return f"https://drive.google.com/file/d/{self.drive}/view"
-        if self.drive_folder:
-            return f"https://drive.google.com/drive/folders/{self.drive_folder}"
-        return self.urls[0] if self.urls else self.source
+    @model_validator(mode="after")
+    def _check(self) -> "Entry":
+        if sum(map(bool, (self.url, self.by_hand, self.shipped))) != 1:
+            raise ValueError("needs exactly one of url, by_hand and shipped")
+        if (self.size or self.sha256) and not self.hash_from:
+            raise ValueError("a size or sha256 needs hash_from: who computed it")
+        return self
 
 
 def load_catalogue(path: str | Path = CATALOGUE_FILE) -> dict[str, Entry]:
@@ -83,53 +74,16 @@ def load_catalogue(path: str | Path = CATALOGUE_FILE) -> dict[str, Entry]:
     Raises:
         CatalogueError: the file cannot be read, or an entry is incomplete, has an unknown key or a wrong value.
     """
+    entries = {}
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise CatalogueError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise CatalogueError(f"{path}: expected a mapping of names to entries")
-    return {name: _read_entry(str(name), values, f"{path}: {name}") for name, values in content.items()}
-
-
-def _read_entry(name: str, values: dict, where: str) -> Entry:
-    if not isinstance(values, dict):
-        raise CatalogueError(f"{where}: expected a mapping")
-    known = {field.name for field in fields(Entry)} - {"name"}
-    for key in values:
-        if key not in known:
-            raise CatalogueError(f"{where}.{key}: unknown key{nearest(str(key), known)}")
-    values = {**values, "urls": tuple(values.get("urls", ()))}
-    if "shipped" in values:
-        values.setdefault("file", Path(values["shipped"]).name)
-    try:
-        entry = Entry(name, **values)
-    except TypeError as error:
-        raise CatalogueError(f"{where}: a key is missing ({error})") from error
-    problem = _problem_of(entry)
-    if problem:
-        raise CatalogueError(f"{where}: {problem}")
-    return entry
-
-
-def _problem_of(entry: Entry) -> str | None:
-    sources = entry.urls, entry.drive, entry.drive_folder, entry.by_hand, entry.shipped
-    if sum(map(bool, sources)) != 1:
-        return "needs exactly one of urls, drive, drive_folder, by_hand and shipped"
-    if any(not re.match("https?://", url) for url in entry.urls):
-        return "urls begin with http:// or https://"
-    if not entry.file or Path(entry.file).name != entry.file or entry.file.startswith("."):
-        return f"file {entry.file!r} must be a plain file name"
-    digits = entry.sha256 if isinstance(entry.sha256, str) else ""
-    if entry.sha256 is not None and not re.fullmatch(f"[0-9a-f]{{{SHORTEST_PREFIX},64}}", digits):
-        return f"sha256 must be {SHORTEST_PREFIX} to 64 lower-case hexadecimal digits, quoted if they are all decimal"
-    if entry.size is not None and not (isinstance(entry.size, int) and entry.size > 0):
-        return "size must be a positive number of bytes"
-    if (entry.size or entry.sha256) and not entry.hash_from:
-        return "a size or sha256 needs hash_from: who computed it"
-    if entry.home not in (None, *HOMES):
-        return f"home must be one of {', '.join(HOMES)}"
-    return None
+        for name, values in yaml.safe_load(Path(path).read_text(encoding="utf-8")).items():
+            entries[name] = Entry(**{"name": name, **values})
+    except ValidationError as error:
+        told = error.errors()[0]
+        raise CatalogueError(f"{path}: {'.'.join(map(str, (name, *told['loc'])))}: {told['msg']}") from error
+    except (OSError, AttributeError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise CatalogueError(f"{path}: cannot be read as names with keys and values: {error}") from error
+    return entries
 
 
 def find_entry(name: str, catalogue: dict[str, Entry] | None = None) -> Entry:
@@ -146,15 +100,6 @@ def find_entry(name: str, catalogue: dict[str, Entry] | None = None) -> Entry:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Places
-
-
-def cache_folder() -> Path:
-    """Where downloads go: the environment variable SGPN_HOME, or this platform's folder for caches."""
-    if os.environ.get("SGPN_HOME"):
-        return Path(os.environ["SGPN_HOME"]).expanduser()
-    from platformdirs import user_cache_dir
-
-    return Path(user_cache_dir("sgpn", appauthor=False))
 
 
 def _package_folder(package: str) -> Path | None:
@@ -183,115 +128,30 @@ def home(entry: Entry) -> Path | None:
 
 def find_file(entry: Entry) -> Path | None:
     """The entry's file on this machine: shipped, in the cache folder or in its home; None where there is none."""
+    places = [cache_folder(), home(entry)]
     if entry.shipped:
         package, _, rest = entry.shipped.partition("/")
-        places = [_package_folder(package)]
-        name = rest
-    else:
-        places = [cache_folder(), home(entry)]
-        name = entry.file
-    return next((place / name for place in places if place and (place / name).is_file()), None)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Files
-
-
-def sha256_of(path: str | Path) -> str:
-    """The SHA-256 of a file, in lower-case hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def looks_like_html(head: bytes) -> bool:
-    """Whether the first bytes of a file are those of a web page."""
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    return text.startswith((b"<!doctype html", b"<html", b"<head", b"<script", b"<!--", b"<?xml", b"<title"))
-
-
-def kind_of(path: str | Path) -> str:
-    """What a file's first bytes say it is.
-
-    Returns:
-        "safetensors", "pytorch" (a zip archive with pickled tensors), "pickle", "zip", "gzip", "7z", "rar", "matlab",
-        "hdf5", "html", "empty" or "unknown".
-    """
-    path = Path(path)
-    with open(path, "rb") as file:
-        head = file.read(512)
-    if not head:
-        return "empty"
-    if looks_like_html(head):
-        return "html"
-    kind = next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), None)
-    if kind == "zip":
-        return "pytorch" if _is_pytorch(path) else "zip"
-    if kind is None and head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") <= 100 << 20:
-        return "safetensors"
-    return kind or "unknown"
-
-
-def _is_pytorch(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/data.pkl") or name == "data.pkl" for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
-        return False
-
-
-def structure_problem(path: str | Path) -> str | None:
-    """What is wrong with a file of weights as far as its format tells, or None; runs and unpacks nothing."""
-    path = Path(path)
-    kind = kind_of(path)
-    if kind in ("html", "empty", "unknown"):
-        meaning = {"html": "a web page", "empty": "an empty file", "unknown": "no format of weights that is known here"}
-        return f"is {meaning[kind]}"
-    if kind in ("zip", "pytorch"):
-        return _zip_problem(path)
-    return _safetensors_problem(path) if kind == "safetensors" else None
-
-
-def _zip_problem(path: Path) -> str | None:
-    """A zip archive's table of contents stands at its end, so an archive that was cut off has none."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            archive.namelist()
-    except (OSError, zipfile.BadZipFile) as error:
-        return f"is an archive without its end: it was cut off ({error})"
-    return None
-
-
-def _safetensors_problem(path: Path) -> str | None:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="np"):
-            return None
-    except (OSError, SafetensorError) as error:
-        return f"is not a whole safetensors file ({error})"
+        folder = _package_folder(package)
+        places = [folder / rest if folder else None]
+    return next((place / entry.file for place in places if place and (place / entry.file).is_file()), None)
 
 
 def problem_of(path: str | Path, entry: Entry) -> str | None:
     """Why a file is not the entry's, or None: by size and SHA-256 where they are known, else by its format."""
-    path = Path(path)
-    size = path.stat().st_size
+    size = Path(path).stat().st_size
     if kind_of(path) == "html":
         return "is a web page, not weights"
     if entry.size is not None and size != entry.size:
         return f"has {size:,} bytes, but should have {entry.size:,}"
     if entry.sha256 is None:
-        return structure_problem(path)
+        return damage_of(path)
     digest = sha256_of(path)
     if not digest.startswith(entry.sha256):
-        more = "..." if len(entry.sha256) < 64 else ""
-        return f"has SHA-256 {digest}, but should have {entry.sha256}{more}"
+        return f"has SHA-256 {digest}, but should have {entry.sha256}{'...' if len(entry.sha256) < 64 else ''}"
     return None
 
 
-def size_text(size: int | None) -> str:
+def size_text(size: float | None) -> str:
     """A number of bytes for people."""
     if size is None:
         return "not known"
@@ -300,3 +160,181 @@ def size_text(size: int | None) -> str:
             return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.2f} GB"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Fetching, through gdown: it knows Google Drive, and goes on where a connection broke
+
+
+def fetch(
+    entry: Entry, folder: str | Path | None = None, retries: int = 3, timeout: tuple[float, float] = (10.0, 30.0)
+) -> tuple[Path, bool]:
+    """Fetches a file of weights, unless it is there already. It appears under its name only when it is whole and verified.
+
+    What arrived before a connection was lost, or before the process was killed, is ``.NAME*.part``; the next call goes on
+    from there where the catalogue knows the SHA-256, which shows that old and new bytes are of one file.
+
+    Args:
+        folder: where to put it; the cache folder by default. It is made if there is none.
+        retries: further tries in all after a lost connection. timeout: seconds to connect, and to wait for more bytes.
+
+    Returns:
+        The file, and whether it was downloaded now.
+
+    Raises:
+        DownloadError: it could not be fetched, or is not what the catalogue says; the message says what to do.
+    """
+    if not entry.url:
+        raise DownloadError(f"{entry.name} is not fetched: {entry.by_hand or 'it ships with this library'}")
+    target = Path(folder or cache_folder()) / entry.file
+    if _is_there(target, entry):
+        return target, False
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(target):
+            if _is_there(target, entry):  # fetched by another process while this one waited
+                return target, False
+            _fetch(entry, target, retries, timeout)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "the disk is full: make room" if full else "cannot be written"
+        raise DownloadError(f"{target}: {what} ({error.strerror or error}), or choose another place with -o") from error
+    return target, True
+
+
+def _is_there(target: Path, entry: Entry) -> bool:
+    if target.is_dir():
+        raise DownloadError(f"{target} is a folder: move it away, or choose another place with -o")
+    problem = problem_of(target, entry) if target.exists() else None
+    if problem:
+        raise DownloadError(f"{target} is there already, but {problem}; move it away and fetch again")
+    return target.exists()
+
+
+@contextlib.contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """Only one process at a time downloads to a place; the others wait for it."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{target.name} is being fetched by another process; waiting for it", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # while it is held: who waits for it finds it gone and makes a new one
+            os.unlink(lock.lock_file)
+        lock.release()
+
+
+def _fetch(entry: Entry, target: Path, retries: int, timeout: tuple[float, float]) -> None:
+    import gdown
+    import requests
+
+    staged = target.with_name(f".{target.name}")
+
+    def remove_parts() -> None:
+        for path in (staged, *_parts(staged)):
+            path.unlink(missing_ok=True)
+
+    def download() -> None:
+        _download(entry, staged, retries, timeout)
+        problem = problem_of(staged, entry)
+        if problem:
+            raise DownloadError(
+                f"{entry.name}: what came from {entry.url} {problem}. Is there a login page in between (as in hotels)? Try "
+                f"again; if it stays so, the file has moved or changed: see {entry.source}"
+            )
+
+    if not entry.sha256 or len(_parts(staged)) > 1:
+        remove_parts()
+    resumed = bool(_parts(staged))
+    keep = False
+    by_hand = f"open {entry.url} in a browser and put the file to {target}"
+    try:
+        try:
+            download()
+        except (DownloadError, gdown.exceptions.DownloadError) as error:
+            if not resumed or error.__cause__ or isinstance(error, gdown.exceptions.FileURLRetrievalError):
+                raise
+            remove_parts()  # what was there and what came now are not of one file
+            download()
+        with open(staged, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(staged, target)
+    except gdown.exceptions.FileURLRetrievalError as error:
+        raise DownloadError(
+            f"{entry.name}: Google Drive does not hand out the file: it was asked for too often lately, or is no longer "
+            f"public. Try again tomorrow, or {by_hand}"
+        ) from error
+    except requests.HTTPError as error:
+        keep = bool(entry.sha256) and error.response.status_code >= 500
+        answer = f"{error.response.status_code} {error.response.reason}"
+        raise DownloadError(
+            f"{entry.name}: {entry.url} answers {answer}. Try again later; has the file moved? See {entry.source}"
+        ) from error
+    except (requests.RequestException, gdown.exceptions.DownloadError, KeyboardInterrupt) as error:
+        keep = bool(entry.sha256)
+        kept = sum(part.stat().st_size for part in _parts(staged)) if keep else 0
+        told = (
+            f"The {size_text(kept)} that arrived are kept: fetch again to go on from there" if kept else "Fetch again"
+        )
+        if isinstance(error, KeyboardInterrupt):
+            print(f"{entry.name}: stopped. {told}", file=sys.stderr)
+            raise
+        raise DownloadError(
+            f"{entry.name}: the download from {entry.url} failed ({_reason(error)}). Check the connection. {told}, or {by_hand}"
+        ) from error
+    finally:
+        if not keep:
+            remove_parts()
+
+
+def _parts(staged: Path) -> list[Path]:
+    """What gdown keeps of an interrupted download to ``staged``."""
+    return list(staged.parent.glob(f"{glob.escape(staged.name)}{'?' * 8}.part"))
+
+
+def _download(entry: Entry, staged: Path, retries: int, timeout: tuple[float, float]) -> None:
+    """Lets gdown fill ``staged``, going on from what is there of it."""
+    import gdown
+
+    where = {"url": entry.url}
+    options = dict(quiet=True, use_cookies=False, timeout=timeout)
+    if "/drive/folders/" in entry.url:
+        files = gdown.download_folder(**where, skip_download=True, **options)
+        where = {"id": next((file.id for file in files if Path(file.path).name == entry.file), None)}
+        if where["id"] is None:
+            raise DownloadError(
+                f"{entry.name}: the folder {entry.url} holds no {entry.file}; look there with a browser"
+            )
+
+    from tqdm import tqdm
+
+    with tqdm(desc=entry.file, unit="B", unit_scale=True, disable=None) as bar:
+
+        def watch(done: int, total: int | None) -> None:
+            size = done if total is None else total
+            if entry.size is not None and (done > entry.size or total not in (None, entry.size)):
+                raise DownloadError(
+                    f"{entry.name}: {entry.url} sends {size:,} bytes, but the catalogue says {entry.size:,}. Try again "
+                    f"later; if it stays so, the file has changed: see {entry.source}"
+                )
+            free, needed = shutil.disk_usage(staged.parent).free, size - done
+            if needed > free:
+                raise OSError(errno.ENOSPC, f"{size_text(free)} free, {size_text(needed)} needed")
+            bar.total = total
+            bar.update(done - bar.n)
+
+        options.update(output=str(staged), retries=retries, resume=bool(entry.sha256), progress=watch)
+        gdown.download(**where, **options)
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause of an error of requests, whose own text is long and repeats itself."""
+    while error.__cause__ or error.__context__ or (error.args and isinstance(error.args[0], Exception)):
+        error = error.__cause__ or error.__context__ or error.args[0]
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

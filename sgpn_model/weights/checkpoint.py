@@ -16,10 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sgpn_arch import build_network
+from sgpn_arch import UnknownArch, build_network, package_of
 from sgpn_arch.errors import UserError
 from sgpn_arch.face3d.morphable_model import TENSORS, MorphableModel
 from sgpn_arch.files import write_tensors
+from sgpn_arch.registry import ARCH_REGISTRY
 from sgpn_arch.state_dicts import build_for, load_strictly
 
 FORMAT = "sgpn-checkpoint"
@@ -41,7 +42,8 @@ class Checkpoint:
         path: where it was read from, for messages.
         weights: network name -> state dict (float32).
         metadata: ``archs`` (network name -> {type, arguments}), ``template``, ``protocol``, ``morphable_model``, ``step``,
-            ``licence``, ``version``, and what the writer added.
+            ``licence``, ``version``, ``packages`` (name of a plugin's architecture -> the package that brings it), and what the
+            writer added.
         model_tensors: the morphable model's, where the file brings its own.
     """
 
@@ -61,8 +63,19 @@ class Checkpoint:
         options, state = self.metadata["archs"][name], self.weights[name]
         try:
             return build_for(state, lambda: build_network(options))
+        except UnknownArch as error:
+            raise CheckpointError(f"{self.path}: {name}: {self._where_from(error.name)}") from error
         except (TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{self.path}: {name}: {error}") from error
+
+    def _where_from(self, arch: str) -> str:
+        """What to do about an architecture that nothing installed here registers."""
+        maker = self.metadata.get("packages", {}).get(arch)
+        if maker is None:
+            return f"'{arch}' is registered by nothing installed here; a plugin is missing: install the package that brings it"
+        if maker.startswith("module "):
+            return f"'{arch}' comes from the {maker}, which is no installed package: import it before"
+        return f"'{arch}' comes from the package {maker}, which is not installed: pip install {maker}"
 
     @property
     def names_morphable_model(self) -> bool:
@@ -120,8 +133,17 @@ def save_checkpoint(
         f"{network}.{key}": _stored(value, dtype) for network, state in weights.items() for key, value in state.items()
     }
     metadata = dict(metadata)
+    packages = {**metadata.get("packages", {}), **_packages(metadata.get("archs", {}))}
+    if packages:
+        metadata["packages"] = packages
     if morphable_model is not None:
-        metadata[MODEL_PREFIX] = _describe(morphable_model)
+        fingerprint = morphable_model.fingerprint()
+        metadata[MODEL_PREFIX] = {
+            "name": morphable_model.name,
+            "fingerprint": fingerprint,
+            "embedded": fingerprint != MorphableModel.open().fingerprint(),
+            "face_normals": morphable_model.face_normals,
+        }
         if metadata[MODEL_PREFIX]["embedded"]:
             own = morphable_model.tensors().items()
             tensors.update({f"{MODEL_PREFIX}.{key}": _stored(value, _smallest_type(value)) for key, value in own})
@@ -131,15 +153,14 @@ def save_checkpoint(
     write_tensors(path, tensors, {"format": FORMAT, "metadata": json.dumps(metadata)})
 
 
-def _describe(model: MorphableModel) -> dict[str, Any]:
-    fingerprint = model.fingerprint()
-    embedded = fingerprint != MorphableModel.open().fingerprint()
-    return {
-        "name": model.name,
-        "fingerprint": fingerprint,
-        "embedded": embedded,
-        "face_normals": model.face_normals,
-    }
+def _packages(options: Any) -> dict[str, str]:
+    """Registered name -> "package==version" that brings it, of all names in networks' options that are not this library's."""
+    if isinstance(options, Mapping):
+        return {name: maker for value in options.values() for name, maker in _packages(value).items()}
+    if isinstance(options, str) and options in ARCH_REGISTRY:
+        maker = package_of(ARCH_REGISTRY.get(options).__module__)
+        return {options: maker} if maker else {}
+    return {}
 
 
 def _smallest_type(value: Tensor) -> torch.dtype | None:
@@ -169,11 +190,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error}); is the copy complete?") from error
-    try:
-        metadata = json.loads(header["metadata"])
-        weights: dict[str, dict[str, Tensor]] = {network: {} for network in metadata["archs"]}
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its metadata does not describe networks ({error!r})") from error
+    metadata = read_metadata(path, header)
+    weights: dict[str, dict[str, Tensor]] = {network: {} for network in metadata["archs"]}
     model_tensors: dict[str, Tensor] = {}
     groups = {**weights, MODEL_PREFIX: model_tensors}
     for key, value in tensors.items():
@@ -183,6 +201,20 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         # A tensor that is not converted is a part of the mapped file, which it would keep in memory as a whole.
         groups[group][name] = value.float() if value.is_floating_point() else value.clone()
     return Checkpoint(path, weights, metadata, model_tensors)
+
+
+def read_metadata(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
+    """What the header of a checkpoint's file says about it.
+
+    Raises:
+        CheckpointError: it does not describe networks.
+    """
+    try:
+        metadata = json.loads(header["metadata"])
+        dict.keys(metadata["archs"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its metadata does not describe networks ({error!r})") from error
+    return metadata
 
 
 def load_weights(network: torch.nn.Module, state: Mapping[str, Tensor], where: str) -> None:

@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from sgpn_arch.errors import nearest
 from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_data.alignment import TEMPLATES
+from sgpn_model.weights.catalogue import find_file, load_catalogue
 from sgpn_model.weights.checkpoint import FORMAT, Checkpoint, CheckpointError, load_checkpoint
 
 WEIGHTS_FOLDER = Path(__file__).parent
@@ -27,7 +28,8 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def find_weights(name: str | Path) -> Path:
-    """The file that a name or a path of weights means; ``weights/default.txt`` holds the name of the default.
+    """The file that a name or a path of weights means: ``default`` (named in ``default.txt``), weights that ship, a file, or
+    what was fetched from the catalogue.
 
     Raises:
         CheckpointError: there is none.
@@ -39,9 +41,17 @@ def find_weights(name: str | Path) -> Path:
         return shipped
     if Path(name).is_file():
         return Path(name)
-    known = available_weights()
-    hint = nearest(str(name), known) if known else " (none ship; give a checkpoint file)"
-    raise CheckpointError(f"weights '{name}': no such file, and no weights of this name ship{hint}")
+    if Path(name).is_dir():
+        raise CheckpointError(f"{name}: is a folder, not a file of weights")
+    catalogue = load_catalogue()
+    if name not in catalogue:
+        raise CheckpointError(
+            f"weights '{name}': no such file, and no weights of this name{nearest(str(name), catalogue)}"
+        )
+    place = find_file(catalogue[str(name)])
+    if place is None:
+        raise CheckpointError(f"weights '{name}' are not on this machine; run: sgpn weights fetch {name}")
+    return place
 
 
 def load_networks(weights: str | Path) -> tuple[torch.nn.Module, ShapePrior, str]:

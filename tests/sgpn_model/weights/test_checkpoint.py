@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from sgpn_model.weights.checkpoint import (
     load_weights,
     save_checkpoint,
 )
+from sgpn_model.weights.pretrained import find_weights
 
 ARCHS = {"network_g": {"type": "Net"}, "network_shape": {"type": "Net"}}
 
@@ -89,6 +91,34 @@ class TestRoundTrip:
 
     def test_metadata(self, saved):
         assert load_checkpoint(saved[0]).metadata == {"archs": ARCHS, "step": 7, "name": "ünïcode"}
+
+
+class TestBytes:
+    """Files can be told by their checksums."""
+
+    def test_the_same_weights_saved_twice_are_one_file(self, tmp_path):
+        for name in "ab":
+            states = {"network_g": network(1).state_dict(), "network_shape": network(2).state_dict()}
+            save_checkpoint(tmp_path / name, states, {"archs": ARCHS, "step": 7}, torch.float16)
+        assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+    def test_a_checkpoint_that_is_loaded_and_saved_is_the_same_file(self, tiny_weights, tmp_path):
+        checkpoint = load_checkpoint(tiny_weights)
+        model = checkpoint.morphable_model()
+        save_checkpoint(tmp_path / "again", checkpoint.weights, checkpoint.metadata, morphable_model=model)
+        assert (tmp_path / "again").read_bytes() == Path(tiny_weights).read_bytes()
+
+    def test_the_default_weights_loaded_and_saved_hold_the_same_tensors(self, tmp_path):
+        """Their header was written before it had an order; what follows it is the same, byte for byte."""
+        path = find_weights("default")
+        checkpoint = load_checkpoint(path)
+        options = {"dtype": torch.float16, "morphable_model": checkpoint.morphable_model()}
+        save_checkpoint(tmp_path / "again", checkpoint.weights, checkpoint.metadata, **options)
+        bodies = []
+        for file in (path, tmp_path / "again"):
+            content = file.read_bytes()
+            bodies.append(content[8 + int.from_bytes(content[:8], "little") :])
+        assert bodies[0] == bodies[1] and load_checkpoint(tmp_path / "again").metadata == checkpoint.metadata
 
 
 class TestRefusalToWrite:

@@ -17,8 +17,10 @@ from safetensors.torch import load_file, save_file
 from oracles import released_fixtures
 from oracles.web_server import Answer, WebServer
 from sgpn_model import cli
-from sgpn_model.weights import inspect as weights
-from sgpn_model.weights.catalogue import CatalogueError, Entry
+from sgpn_model.weights import catalogue
+from sgpn_model.weights.catalogue import Entry
+from sgpn_model.weights.checkpoint import CheckpointError
+from sgpn_model.weights.inspect import state_dicts
 
 
 @pytest.fixture
@@ -76,8 +78,9 @@ def test_fetch_says_where_and_what(run, monkeypatch, tmp_path):
     content = b"PK\x03\x04 weights"
     server = WebServer(content)
     digest = hashlib.sha256(content).hexdigest()
-    entry = Entry("thing", "a test", "CC0", "the-source", "its use", "thing.bin", (server.url,), sha256=digest)
-    monkeypatch.setattr(weights, "find_entry", lambda name: entry)
+    words = ("thing", "a test", "CC0", "the-source", "its use", "thing.bin", server.url)
+    entry = Entry(*words, sha256=digest, hash_from="here")
+    monkeypatch.setattr(catalogue, "find_entry", lambda name: entry)
     code, out, _ = run("fetch", "thing", "-o", tmp_path / "here")
     assert code == 0 and f"{tmp_path / 'here' / 'thing.bin'}: 12 B, fetched" in out
     assert digest in out and "as in the catalogue" in out and "CC0" in out and "its use" in out
@@ -93,8 +96,8 @@ def test_fetch_prints_the_hash_that_nobody_knew(run, monkeypatch, tmp_path):
     zipfile.ZipFile(content, "w").close()
     content = b"\x80\x02" + content.getvalue()
     server = WebServer(content)
-    entry = Entry("thing", "a test", "CC0", "the-source", "its use", "thing.bin", (server.url,), home="torch")
-    monkeypatch.setattr(weights, "find_entry", lambda name: entry)
+    entry = Entry("thing", "a test", "CC0", "the-source", "its use", "thing.bin", server.url, home="torch")
+    monkeypatch.setattr(catalogue, "find_entry", lambda name: entry)
     code, out, _ = run("fetch", "thing")
     assert code == 0 and hashlib.sha256(content).hexdigest() in out and "hash not known" in out
     assert f"torch looks for it in {tmp_path / 'torch' / 'hub' / 'checkpoints'}: copy it there" in out
@@ -138,6 +141,19 @@ def test_convert_of_nothing_is_an_error_without_traceback(run, tmp_path):
 def test_what_ships_is_whole(run, name):
     code, out, _ = run("verify", name)
     assert code == 0 and f"it is '{name}', which ships" in out and "nothing is wrong" in out
+
+
+def test_default_is_a_name_as_for_restore(run):
+    code, out, _ = run("verify", "default")
+    assert code == 0 and "it is 'sgpn_open', which ships" in out and "it restores photos" in out
+    assert run("show", "default") == run("show", "sgpn_open")
+
+
+def test_what_was_fetched_has_a_name_too(run, tmp_path):
+    (tmp_path / "cache").mkdir()
+    torch.save({"w": torch.zeros(2)}, tmp_path / "cache" / "arcface_resnet18.pth")
+    code, out, _ = run("verify", "arcface_resnet18")
+    assert code == 0 and str(tmp_path / "cache" / "arcface_resnet18.pth") in out and "called like" in out
 
 
 def test_show_of_the_default_weights(run):
@@ -256,8 +272,8 @@ def test_a_malicious_pickle_is_refused_and_does_not_run(run, tmp_path):
 def test_containers_without_bottom_are_no_weights():
     content = {}
     content["again"] = content
-    with pytest.raises(CatalogueError, match="nested more than"):
-        list(weights.state_dicts(content))
+    with pytest.raises(CheckpointError, match="nested more than"):
+        list(state_dicts(content))
 
 
 def test_a_web_page_an_empty_and_an_unknown_file(run, tmp_path):
@@ -338,6 +354,8 @@ def test_files_that_are_not_there(run, tmp_path):
     for task in ("verify", "show"):
         code, _, err = run(task, tmp_path / "none.pth")
         assert code == 1 and "no such file" in err
+        code, _, err = run(task, "sgpn_opem")
+        assert code == 1 and "did you mean 'sgpn_open'" in err
         code, _, err = run(task, "retinaface")
         assert code == 1 and "run: sgpn weights fetch retinaface" in err
         code, _, err = run(task, tmp_path)
