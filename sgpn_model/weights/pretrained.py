@@ -45,9 +45,8 @@ def find_weights(name: str | Path) -> Path:
         raise CheckpointError(f"{name}: is a folder, not a file of weights")
     catalogue = load_catalogue()
     if name not in catalogue:
-        raise CheckpointError(
-            f"weights '{name}': no such file, and no weights of this name{nearest(str(name), catalogue)}"
-        )
+        hint = nearest(str(name), {*available_weights(), *catalogue})
+        raise CheckpointError(f"weights '{name}': no such file, and no weights of this name{hint}")
     place = find_file(catalogue[str(name)])
     if place is None:
         raise CheckpointError(f"weights '{name}' are not on this machine; run: sgpn weights fetch {name}")
