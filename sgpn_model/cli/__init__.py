@@ -14,7 +14,7 @@ COMMANDS = {
     "train": ("train", "train what an option file describes"),
     "test": ("testing", "measure what an option file describes, and write a report"),
     "ablate": ("ablate", "train and test variants of a model alike, and compare them"),
-    "bench": ("bench", "measure how fast this machine restores and trains"),
+    "bench": ("bench", "measure how fast this machine restores"),
     "options": ("options", "show and check option files"),
     "weights": ("weights", "list, fetch, verify, show and convert weights"),
 }

@@ -1,36 +1,257 @@
-"""``sgpn bench``: how fast this machine restores and trains."""
+"""``sgpn bench``: how fast this machine runs the network in each precision, and where the time of a restoration goes."""
 
 import argparse
+import json
+import math
+import platform
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
 
 from sgpn_model.cli.arguments import add_device
 
-DESCRIPTION = "Measure how fast this machine is, print tables and write them to OUT; docs/performance.md explains them."
+DESCRIPTION = "Measure how fast this machine restores. One table, printed and written to OUT as JSON."
+BACKBONE = "resnet50"  # the paper's regressor
+# A row's keys -> the columns of the printed table; +- is between the quartiles.
+COLUMNS = {"ms": "ms", "iqr_ms": "+-", "gflop": "GFLOP", "gflop_per_second": "GFLOP/s", "share": "share"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments, and what runs."""
     add = parser.add_argument
-    add("part", nargs="?", metavar="PART", help="network, shape, restore, ops or train (default: all but train)")
-    add("-o", "--output", default="experiments/bench", metavar="OUT", help="folder (default: experiments/bench)")
-    add("--compare", metavar="plain", help="measure the plain path in turns with the fast one")
-    add("--sweep", metavar="WHAT", help="how cost grows with batch, size, faces or photo; with a plot")
-    add("--size", type=int, metavar="PIXELS", help="of random networks (default: 512)")
-    add("--width", type=float, metavar="FACTOR", help="of their channels (default: 1, the paper's)")
-    add("--fusion", metavar="NAME", help="of their features (default: AFFB)")
-    add("--weights", metavar="NAME|FILE", help="measure these networks in place of random ones")
-    add("--batch", type=int, metavar="N", help="faces at once (default: 1)")
-    add("--faces", type=int, metavar="N", help="faces in the photo to restore (default: 1)")
-    add("--megapixels", type=float, metavar="N", help="size of that photo (default: 1)")
-    add("--precision", metavar="NAME", help="fp32, bf16, fp16 or auto (default: each that the device has)")
-    add("--threads", type=int, metavar="N", help="of PyTorch and OpenCV (default: PyTorch's)")
-    add("--repeat", type=int, metavar="N", help="rounds of each measurement (default: as --seconds allow)")
-    add("--seconds", type=float, metavar="N", help="for each measurement, but at least 3 rounds (default: 10)")
+    add("-o", "--output", default="experiments/bench.json", metavar="OUT", help="default: experiments/bench.json")
+    add("--weights", metavar="NAME|FILE", help="networks to measure (default: random ones of the paper's size)")
+    add("--size", type=_above_zero(int), metavar="PIXELS", help="of random networks (default: 512, the paper's)")
+    add("--width", type=_above_zero(float), metavar="FACTOR", help="of their channels (default: 1, the paper's)")
+    add(
+        "--batch",
+        type=_above_zero(int),
+        default=1,
+        metavar="N",
+        help="faces that the network gets at once (default: 1)",
+    )
+    add("--photo", metavar="FILE", help="the photo to restore (default: scikit-image's astronaut)")
+    add(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        help="numbers to compute with (default: fp32, and what the device multiplies in hardware)",
+    )
+    add("--threads", type=_above_zero(int), metavar="N", help="of PyTorch (default: PyTorch's)")
+    add("--seconds", type=_above_zero(float), default=10.0, metavar="N", help="for each measurement (default: 10)")
     add_device(parser, "auto")
     parser.set_defaults(run=run)
 
 
-def run(**options) -> None:
-    """Measures, and writes the tables."""
-    from sgpn_model.cli import bench_run
+def _above_zero(kind: type) -> Callable:
+    def read(text: str):
+        value = kind(text)
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"is {text}; it must be above 0")
+        return value
 
-    bench_run.run(**options)
+    read.__name__ = kind.__name__  # argparse names it where the text is no number
+    return read
+
+
+def run(
+    output: str,
+    weights: str | None,
+    size: int | None,
+    width: float | None,
+    batch: int,
+    photo: str | None,
+    precision: str | None,
+    threads: int | None,
+    seconds: float,
+    device: str,
+) -> None:
+    """Measures, prints the table and writes it.
+
+    Raises:
+        OptionError: two options do not go together, or networks of this kind cannot be built.
+        CheckpointError, ImageError, DetectorError: weights, photo or detector cannot be used.
+    """
+    import torch
+
+    from sgpn_arch.inference.memory import keep_freed_memory
+    from sgpn_arch.inference.network import choose_precision
+    from sgpn_data.photos import read_photo
+    from sgpn_model.config.device import choose_device
+    from sgpn_model.config.reading import OptionError
+    from sgpn_model.evaluate.report import versions
+    from sgpn_model.weights.pretrained import load_networks
+
+    if weights and (size or width):
+        raise OptionError("bench: --size and --width are of random networks; leave them out, or --weights")
+    place, size, width = choose_device(device), size or 512, width or 1.0
+    if photo:
+        read_photo(photo)  # what cannot be read is told before anything is measured
+    try:
+        wanted = [precision] if precision else ["fp32", "auto"]
+        precisions = list(dict.fromkeys(choose_precision(name, place) for name in wanted))
+        network, prior, template = load_networks(weights) if weights else random_networks(size, width)
+    except ValueError as error:
+        raise OptionError(f"bench: {error}") from error
+    keep_freed_memory()
+    network, prior = (part.eval().requires_grad_(False).to(place) for part in (network, prior))
+    table = Table(place, threads or torch.get_num_threads(), seconds)
+    measure_network(table, network, batch, precisions)
+    measure_restoration(table, network, prior, template, photo, precisions[-1])
+
+    kind = f"of the weights '{weights}'" if weights else f"of random weights, width {width:g}"
+    report = {
+        "networks": f"SGPN-{network.size} {kind}, batch {batch}",
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "device": torch.cuda.get_device_name(place) if place.type == "cuda" else place.type,
+        "cpu": cpu_name(),
+        "threads": table.threads,
+        "versions": versions(),
+        "rows": table.rows,
+    }
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    Path(output).write_text(json.dumps(report, indent=1), encoding="utf-8")
+    told = [str(report[key]) for key in ("networks", "device", "cpu")]
+    print("; ".join([*told, f"{table.threads} threads", f"torch {torch.__version__}"]))
+    print("\n".join([*plain_text(table.rows), f"written: {output}"]))
+
+
+class Table:
+    """Measurements as rows: ``what``, ``ms`` (median), ``iqr_ms``, ``runs``, and where known ``gflop`` and ``share``."""
+
+    def __init__(self, device, threads: int, seconds: float):
+        self.device, self.threads, self.seconds = device, threads, seconds
+        self.rows: list[dict] = []
+
+    def measure(self, what: str, call: Callable, gflop: float | None = None) -> dict:
+        """Calls once for what is compiled, packed and allocated then, and afterwards for about ``seconds``; adds a row."""
+        from torch.utils.benchmark import Timer
+
+        print(f"measuring: {what}", flush=True)
+        timer = Timer("call()", globals={"call": call}, num_threads=self.threads)
+        timer.timeit(1)
+        found = timer.blocked_autorange(min_run_time=self.seconds)
+        row = {"what": what, "ms": found.median * 1e3, "iqr_ms": found.iqr * 1e3}
+        row["runs"] = len(found.times) * found.number_per_run
+        if gflop is not None:
+            row |= {"gflop": gflop, "gflop_per_second": gflop / found.median}
+        self.rows.append(row)
+        return row
+
+
+def plain_text(rows: Sequence[dict]) -> list[str]:
+    """The table as lines, without the columns that are empty throughout."""
+    keys = [key for key in COLUMNS if any(key in row for row in rows)]
+    lines = [["", *(COLUMNS[key] for key in keys)]]
+    for row in rows:
+        cells = [f"{row[key]:{'.1%' if key == 'share' else '.4g'}}" if key in row else "" for key in keys]
+        lines.append([row["what"], *cells])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]).rstrip() for name, *cells in lines]
+
+
+def cpu_name() -> str:
+    """The processor's name, as far as the system tells it."""
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.is_file() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is measured
+
+
+def random_networks(size: int, width: float) -> tuple:
+    """SGPN, a shape prior of the paper's kind on the open model, and the template: as fast as trained ones.
+
+    Raises:
+        ValueError: there is no such size or width.
+    """
+    from sgpn_arch.d3dfr_arch import D3DFR
+    from sgpn_arch.face3d.morphable_model import MorphableModel
+    from sgpn_arch.face3d.shape_prior import ShapePrior
+    from sgpn_arch.sgpn_arch import SGPN
+
+    model = MorphableModel.open()
+    prior = ShapePrior(D3DFR(*model.dims, backbone=BACKBONE), model)
+    return SGPN(size, width, coeff_dim=prior.coeff_dim), prior, "ffhq"
+
+
+def count_gflop(call: Callable) -> float:
+    """10^9 floating-point operations (2 for each multiply-add) of a call's convolutions and matrix products."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() / 1e9
+
+
+def measure_network(table: Table, network, batch: int, precisions: Sequence[str]) -> None:
+    """The network made ready for inference, in each precision; its GFLOP are those of its plain definition."""
+    import torch
+
+    photos, renders = (torch.rand(batch, 3, network.size, network.size, device=table.device) * 2 - 1 for _ in range(2))
+    inputs = photos, renders, torch.randn(batch, network.coeff_dim, device=table.device)
+    with torch.no_grad():
+        gflop = count_gflop(partial(network, *inputs))
+    for precision in precisions:
+        table.measure(f"network, {precision}", partial(network.for_inference(precision), *inputs), gflop)
+
+
+def measure_restoration(table: Table, network, prior, template: str, photo: str | None, precision: str) -> None:
+    """A photo from file to file, as ``sgpn restore`` does it, and the share of each step."""
+    import torch
+
+    from sgpn_data.detection import build_detector
+    from sgpn_data.photos import Photo, read_photo, write_photo
+    from sgpn_model.restore.restorer import FaceRestorer
+
+    spent: dict[str, float] = defaultdict(float)
+
+    def watched(function: Callable, step: str) -> Callable:
+        def call(*args, **kwargs):
+            begin = time.perf_counter()
+            result = function(*args, **kwargs)
+            if table.device.type == "cuda":
+                torch.cuda.synchronize(table.device)
+            spent[step] += time.perf_counter() - begin
+            return result
+
+        return call
+
+    detector = build_detector("auto", str(table.device))
+    restorer = FaceRestorer(network, prior, template, detector, table.device, precision=precision)
+    steps = [(restorer, "prepare", "prepare"), (restorer, "finish", "paste back"), (detector, "detect", "detect")]
+    steps += [(restorer.prior, "forward", "shape prior")]
+    steps += [(restorer.network, name, "network") for name in ("forward", "with_mask_picture")]
+    for owner, name, step in steps:
+        setattr(owner, name, watched(getattr(owner, name), step))
+    read, write = watched(read_photo, "read"), watched(write_photo, "write")
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(photo or Path(folder) / "astronaut.jpg"), Path(folder) / "restored.jpg"
+        if photo is None:
+            from skimage.data import astronaut
+
+            write_photo(source, Photo(astronaut()[..., ::-1].copy()))
+        height, width = read_photo(source).bgr.shape[:2]
+
+        def restore() -> int:
+            result = restorer.restore(read(source).bgr)
+            write(target, Photo(result.image))
+            return len(result.faces)
+
+        faces = restore()
+        spent.clear()
+        whole = table.measure(
+            f"restoration, {precision}: {width}x{height} pixels, {faces} faces", watched(restore, "whole")
+        )
+    spent["cut out"] = spent.pop("prepare") - spent["detect"]
+    total = spent.pop("whole")
+    spent["other"] = total - sum(spent.values())
+    for step in ("read", "detect", "cut out", "shape prior", "network", "paste back", "write", "other"):
+        share = spent[step] / total
+        table.rows.append({"what": f"  {step}", "ms": share * whole["ms"], "share": share})
