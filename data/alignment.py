@@ -13,6 +13,7 @@ import math
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 TEMPLATE_SIZE = 512
 
@@ -52,7 +53,7 @@ STRIP_PIXELS = 1 << 22
 # Points and transforms
 
 
-def scale_points(points: np.ndarray, old_size: float, new_size: float) -> np.ndarray:
+def scale_points(points: npt.ArrayLike, old_size: float, new_size: float) -> np.ndarray:
     """Points (..., 2) of an image of ``old_size`` pixels, where they lie when it is resized to ``new_size``."""
     return (np.asarray(points, np.float64) + 0.5) * (new_size / old_size) - 0.5
 
@@ -250,9 +251,9 @@ def paste_face(
     mask = feather_mask(size) if mask is None else np.asarray(mask, np.float32)
     if face.shape[:2] != (size, size) or mask.shape != (size, size):
         raise ValueError(f"paste_face: face and mask must be square and equal, got {face.shape} and {mask.shape}")
-    if keep and (crop is None or crop.shape != face.shape):
-        raise ValueError("paste_face: keep needs the crop that the face was made of, of the face's shape")
     if keep:
+        if crop is None or crop.shape != face.shape:
+            raise ValueError("paste_face: keep needs the crop that the face was made of, of the face's shape")
         # What is warped is linear: (face - keep * crop) comes to keep * (photo - crop) + face when the photo is added.
         face = face.astype(np.float32) - np.float32(keep) * crop
     result = photo if in_place else photo.copy()

@@ -344,7 +344,7 @@ class FacexlibRetinaFace(Detector):
     def weights_folder() -> Path:
         """facexlib's own folder of weights, found without importing facexlib."""
         package = importlib.util.find_spec("facexlib")
-        if package is None:
+        if package is None or not package.submodule_search_locations:
             raise DetectorError("detector 'facexlib' is not installed; run: pip install facexlib")
         return Path(package.submodule_search_locations[0]) / "weights"
 

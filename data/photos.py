@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -95,7 +96,7 @@ def _to_photo(image: Image.Image, path) -> Photo:
         strip = image.crop((0, top, image.width, rows.stop))
         values = np.asarray(strip.convert("RGBA" if has_alpha else "RGB"))
         stored[rows] = cv2.cvtColor(values, cv2.COLOR_RGBA2BGR if has_alpha else cv2.COLOR_RGB2BGR)
-        if has_alpha:
+        if alpha is not None:
             alpha[rows] = values[..., 3]
     return Photo(_upright(stored, orientation), None if alpha is None else _upright(alpha, orientation), profile)
 
@@ -139,7 +140,7 @@ def write_photo(path: str | Path, photo: Photo) -> None:
         image = Image.composite(image, Image.new("RGB", image.size, "white"), Image.fromarray(photo.alpha))
     elif photo.alpha is not None:
         image.putalpha(Image.fromarray(photo.alpha))
-    options = {"quality": JPEG_QUALITY, "subsampling": 0} if jpeg else {}
+    options: dict[str, Any] = {"quality": JPEG_QUALITY, "subsampling": 0} if jpeg else {}
     if photo.icc_profile:
         options["icc_profile"] = photo.icc_profile
     _save(image, path, "JPEG" if jpeg else "PNG", options)

@@ -28,7 +28,7 @@ def cut_out(photo: np.ndarray, points5: np.ndarray, size: int, template: str) ->
 @functools.cache
 def mask_of(size: int) -> np.ndarray:
     """The paste-back mask of a crop of ``size`` pixels: (size, size) float32, 1 on the face, 0 towards the border."""
-    mask = np.zeros((size, size), np.float32)
+    mask: np.ndarray = np.zeros((size, size), np.float32)
     # Both ends belong to the rectangle that the authors draw, so the mask is a pixel wider at the right and below.
     mask[MASK_INSET : size - MASK_INSET + 1, MASK_INSET : size - MASK_INSET + 1] = 1
     for _ in range(2):

@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -164,7 +165,7 @@ def fault(image: np.ndarray | None) -> str | None:
 # LMDB
 
 # Path -> (process, environment): a process may open a database only once, whoever reads it there.
-_OPEN: dict[str, tuple[int, object]] = {}
+_OPEN: dict[str, tuple[int, Any]] = {}
 
 
 def open_environment(root: Path):
@@ -190,9 +191,9 @@ def open_environment(root: Path):
 
 def close_environment(root: Path) -> None:
     """Closes the database of a folder in this process, if it is open."""
-    _, environment = _OPEN.pop(os.path.realpath(root), (None, None))
-    if environment is not None:
-        environment.close()
+    path = os.path.realpath(root)
+    if path in _OPEN:
+        _OPEN.pop(path)[1].close()
 
 
 def _package(root):

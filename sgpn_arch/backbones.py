@@ -4,6 +4,7 @@ Layers are named and initialised as torchvision's, so its weights, the authors' 
 are written out here because importing torchvision brings in PyTorch's compiler, which takes longer than a restoration.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor, nn
@@ -99,7 +100,7 @@ class ResNet(nn.Module):
             for index in range(count):
                 stage.append(block(before, width, 2 if index == 0 and number else 1))
                 before = width * block.expansion
-            setattr(self, f"layer{number + 1}", stage)
+            self.add_module(f"layer{number + 1}", stage)
         self.avgpool = Pooled()
         self.width = before
         initialise(self)
@@ -107,8 +108,8 @@ class ResNet(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """(N, 3, h, w) -> (N, width)."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(image))))
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
+        for number in range(4):
+            x = self.get_submodule(f"layer{number + 1}")(x)
         return self.avgpool(x)
 
 
@@ -159,7 +160,7 @@ class MobileNetV2(nn.Module):
 
 
 # Name -> what builds it.
-BACKBONES = {
+BACKBONES: dict[str, Callable[[], ResNet | MobileNetV2]] = {
     "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
     "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),
     "mobilenet_v2": MobileNetV2,

@@ -24,6 +24,9 @@ class D3DFR(nn.Module):
             not; a backbone that starts from ImageNet weights should.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         id_dim: int = 80,
@@ -43,10 +46,9 @@ class D3DFR(nn.Module):
         sizes = (id_dim, exp_dim, tex_dim, 3, 27, 2, 1)
         self.coeff_dim = sum(sizes)
         self.final_layers = nn.ModuleList(nn.Conv2d(self.backbone.width, size, 1) for size in sizes)
-        for head in self.final_layers:
+        for parameter in self.final_layers.parameters():
             # All coefficients start at zero: the mean face, looking straight ahead.
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
+            nn.init.zeros_(parameter)
 
     @classmethod
     def from_released(cls, state_dict: Mapping) -> "D3DFR":

@@ -119,6 +119,8 @@ class EqualConv2d(nn.Module):
 class Blur(nn.Module):
     """The 4x4 binomial filter [1, 3, 3, 1] with zero padding ``pad`` = (before, after) on both axes."""
 
+    kernel: torch.Tensor
+
     def __init__(self, pad: tuple[int, int], gain: float = 1.0):
         super().__init__()
         self.register_buffer("kernel", fir_kernel(gain=gain), persistent=False)
@@ -130,6 +132,8 @@ class Blur(nn.Module):
 
 class Upsample(nn.Module):
     """Doubles height and width with the blur's filter (gain 4 makes up for the inserted zeros)."""
+
+    kernel: torch.Tensor
 
     def __init__(self):
         super().__init__()
@@ -269,7 +273,7 @@ class ToRGB(nn.Module):
     def forward(self, x: torch.Tensor, w: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
         """(N, Cin, r, r), w and the (N, 3, r/2, r/2) picture so far (None at 4x4) -> (N, 3, r, r)."""
         image = self.conv(x, w).to(self.bias.dtype) + self.bias
-        return image if skip is None else image + self.upsample(skip)
+        return image if skip is None or self.upsample is None else image + self.upsample(skip)
 
 
 def minibatch_stddev(x: torch.Tensor, group: int = 4) -> torch.Tensor:

@@ -26,10 +26,11 @@ def _load_registry_module() -> types.ModuleType:
     if REGISTRY_MODULE in sys.modules:
         return sys.modules[REGISTRY_MODULE]
     package = importlib.util.find_spec("basicsr")
-    if package is None:
+    if package is None or not package.submodule_search_locations:
         raise ImportError("sgpn needs the package basicsr, whose registries it uses; run: pip install basicsr")
     path = Path(package.submodule_search_locations[0], "utils", "registry.py")
     spec = importlib.util.spec_from_file_location(REGISTRY_MODULE, path)
+    assert spec is not None and spec.loader is not None  # a path that ends in .py always has them
     module = importlib.util.module_from_spec(spec)
     sys.modules[REGISTRY_MODULE] = module
     try:
@@ -58,7 +59,7 @@ def _make_basicsr_importable() -> None:
     from torchvision.transforms.functional import rgb_to_grayscale
 
     module = types.ModuleType(name)
-    module.rgb_to_grayscale = rgb_to_grayscale
+    vars(module)["rgb_to_grayscale"] = rgb_to_grayscale
     sys.modules[name] = module
 
 

@@ -71,6 +71,8 @@ class SGPNDiscriminator(nn.Module):
 class ResidualBlock(nn.Module):
     """Two convolutions, the second halving the picture, beside a blurred 1x1 skip: ``(conv2(conv1(x)) + skip(x)) / sqrt(2)``."""
 
+    kernel: torch.Tensor
+
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
         self.conv1 = ConvLayer(in_channels, in_channels, 3)

@@ -50,6 +50,15 @@ class MorphableModel(nn.Module):
         ValueError: the parts do not fit together; the message names the part.
     """
 
+    shape_mean: Tensor
+    id_basis: Tensor
+    exp_basis: Tensor
+    tex_mean: Tensor
+    tex_basis: Tensor
+    triangles: Tensor
+    landmarks: Tensor
+    reference5: Tensor
+
     def __init__(
         self,
         shape_mean: Tensor,

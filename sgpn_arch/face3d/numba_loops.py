@@ -19,11 +19,10 @@ def compiled(function: Callable) -> Callable:
     beside the source or, where that cannot be written, in the user's cache folder; ``NUMBA_CACHE_DIR`` names another.
     Where no folder can be written, it is compiled anew in each process.
     """
-    options = {"nogil": True, "error_model": "numpy"}
     try:
-        return numba.njit(cache=True, **options)(function)
+        return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     except RuntimeError:  # numba found no folder to keep compiled code in, as in a read-only container
-        return numba.njit(**options)(function)
+        return numba.njit(nogil=True, error_model="numpy")(function)
 
 
 def for_each(function: Callable, jobs: Iterable[tuple]) -> None:

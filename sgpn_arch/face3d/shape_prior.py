@@ -104,8 +104,8 @@ class ShapePrior(nn.Module):
         Raises:
             ValueError: the precision is unknown.
         """
-        own = self.regressor
-        regressor = own.for_inference(precision) if hasattr(own, "for_inference") else own
+        faster = getattr(self.regressor, "for_inference", None)
+        regressor = self.regressor if faster is None else faster(precision)
         return ShapePrior(regressor, self.model, self.rasterizer, self.protocol).eval()
 
     def forward(self, crop: Tensor, points5: Tensor) -> ShapeResult:

@@ -5,12 +5,16 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from sgpn_arch.fusion_arch import mask_pictures
 from sgpn_arch.inference.strips import Masks, StripDecoder, StripEncoder, Workspace
+
+if TYPE_CHECKING:
+    from sgpn_arch.sgpn_arch import SGPN
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("auto", *DTYPES)
@@ -46,7 +50,7 @@ class InferenceSGPN(nn.Module):
         size, coeff_dim, uses_render: the network's. precision: "fp32", "bf16" or "fp16".
     """
 
-    def __init__(self, network: nn.Module, precision: str = "auto"):
+    def __init__(self, network: "SGPN", precision: str = "auto"):
         super().__init__()
         device = next(network.parameters()).device
         self.precision = choose_precision(precision, device)
@@ -76,7 +80,7 @@ class InferenceSGPN(nn.Module):
 class CPUEngine:
     """Runs faces one after the other by :mod:`sgpn_arch.inference.strips`."""
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype):
+    def __init__(self, network: "SGPN", dtype: torch.dtype):
         work = Workspace(dtype)
         self.encoder = StripEncoder(network.encoder, work)
         own = network.render_encoder
@@ -113,7 +117,7 @@ class CUDAEngine:
     and the latest :data:`GRAPHS` are kept. Its memory is what one batch of that size takes.
     """
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype):
+    def __init__(self, network: "SGPN", dtype: torch.dtype):
         copy = deepcopy(network).eval().requires_grad_(False)
         self.network = copy.to(memory_format=torch.channels_last)
         self.dtype = dtype

@@ -40,7 +40,7 @@ class InferenceRegressor(nn.Module):
         if hasattr(regressor, "coeff_dim"):
             self.coeff_dim = regressor.coeff_dim
         fold_batch_norms(self.regressor)
-        self.regressor.to(DTYPES[self.precision], memory_format=torch.channels_last)
+        self.regressor.to(DTYPES[self.precision]).to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ Faces are computed one after the other: a batch gains nothing on a CPU, and memo
 
 from collections.abc import Iterator
 from copy import deepcopy
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,11 @@ from torch.nn import functional
 
 from sgpn_arch.fusion_arch import AFFB, LQOnly, SumFusion
 from sgpn_arch.inference import winograd as cpu_winograd
+from sgpn_arch.layers import Blur, StyledConv, ToRGB
 from sgpn_arch.ops.fused_leaky_relu import GAIN, SLOPE
+
+if TYPE_CHECKING:
+    from sgpn_arch.sgpn_arch import Decoder, Encoder
 
 # Bytes of activations that a step works on at a time: about what the caches hold. Upsampling computes two rows of its
 # input twice at every seam, and so takes larger strips.
@@ -100,7 +105,7 @@ def output_phases(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return weight[:, :, ends][..., ends], weight[:, :, 1:2][..., ends], weight[:, :, ends, 1:2], weight[:, :, 1:2, 1:2]
 
 
-def depthwise(blur: nn.Module, channels: int, dtype: torch.dtype) -> Tensor:
+def depthwise(blur: Blur, channels: int, dtype: torch.dtype) -> Tensor:
     """A blur's weights (channels, 1, k, k) for a convolution with as many groups as channels."""
     taps = blur.kernel.detach().flip(0, 1)
     return taps.expand(channels, 1, *taps.shape).to(dtype).contiguous()
@@ -117,10 +122,11 @@ def leaky_relu(x: Tensor, out: Tensor) -> None:
 class StripEncoder:
     """:class:`sgpn_arch.sgpn_arch.Encoder` for one picture; its features stay in the workspace under ``name``."""
 
-    def __init__(self, encoder: nn.Module, work: Workspace):
+    def __init__(self, encoder: "Encoder", work: Workspace):
         self.work = work
         self.resolutions = encoder.resolutions
-        first, *rest = encoder.stages
+        stages: list[Any] = list(encoder.stages)
+        first, *rest = stages
         # sqrt(2) lrelu(x + b) = lrelu(sqrt(2) x + sqrt(2) b), so that the gain costs nothing.
         self.first = (first.conv.weight * first.conv.scale * GAIN).detach()[:, :, 0, 0].t().to(work.dtype).contiguous()
         self.first_bias = (first.bias * GAIN).detach().to(work.dtype)
@@ -175,8 +181,13 @@ class StripFusion:
     rendering (or None); it returns F (P, C) and the mask (P, C) or None.
     """
 
-    def __init__(self, fusion: nn.Module, work: Workspace):
+    def __init__(self, fusion: Any, work: Workspace):
         self.work = work
+
+    def __call__(
+        self, hidden: Tensor, demodulation: Tensor, lq: Tensor, render: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        raise NotImplementedError
 
 
 class StripLQOnly(StripFusion):
@@ -194,6 +205,7 @@ class StripAFFB(StripFusion):
         super().__init__(fusion, work)
         weight = (fusion.mask.weight * fusion.mask.scale).detach()[:, :, 0, 0].t()
         self.hidden, self.lq, self.render = (part.to(work.dtype).contiguous() for part in weight.chunk(3))
+        assert fusion.mask.bias is not None
         self.bias = fusion.mask.bias.detach().to(work.dtype, copy=True)
 
     def __call__(self, hidden, demodulation, lq, render):
@@ -203,7 +215,7 @@ class StripAFFB(StripFusion):
         return torch.lerp(render, lq, mask, out=fused), mask
 
 
-STRIP_FUSIONS = {AFFB: StripAFFB, SumFusion: StripSum, LQOnly: StripLQOnly}
+STRIP_FUSIONS: dict[type[nn.Module], type[StripFusion]] = {AFFB: StripAFFB, SumFusion: StripSum, LQOnly: StripLQOnly}
 
 
 class StripStyledConv:
@@ -213,7 +225,7 @@ class StripStyledConv:
         layer: the layer. resolution: height and width of its output.
     """
 
-    def __init__(self, layer: nn.Module, resolution: int, work: Workspace):
+    def __init__(self, layer: StyledConv, resolution: int, work: Workspace):
         self.work = work
         conv = layer.conv
         weight = (conv.weight * conv.scale).detach()
@@ -287,7 +299,7 @@ class StripStyledConv:
 class StripToRGB:
     """:class:`sgpn_arch.layers.ToRGB`, without the picture of the scale before."""
 
-    def __init__(self, layer: nn.Module, work: Workspace):
+    def __init__(self, layer: ToRGB, work: Workspace):
         self.work = work
         self.weight = (layer.conv.weight * layer.conv.scale).detach()[:, :, 0, 0].t().float()
         self.modulation = deepcopy(layer.conv.modulation)
@@ -301,19 +313,20 @@ class StripToRGB:
     def add(self, colours: Tensor, picture: Tensor | None) -> Tensor:
         """The colours (r, r, 3) and the upsampled picture of the scale before -> (1, 3, r, r)."""
         picture_here = nchw(colours.add_(self.bias))
-        return picture_here if picture is None else picture_here.add_(self.upsample(picture))
+        return picture_here if picture is None or self.upsample is None else picture_here.add_(self.upsample(picture))
 
 
 class StripDecoder:
     """:class:`sgpn_arch.sgpn_arch.Decoder` for one face."""
 
-    def __init__(self, decoder: nn.Module, work: Workspace):
+    def __init__(self, decoder: "Decoder", work: Workspace):
         self.work = work
         self.input = decoder.input.input.detach()[0].permute(1, 2, 0).to(work.dtype, copy=True)
         self.resolutions = decoder.resolutions
-        layers = (decoder.first_conv, *decoder.convs)
+        layers: list[Any] = [decoder.first_conv, *decoder.convs]
+        to_rgbs: list[Any] = [decoder.first_to_rgb, *decoder.to_rgbs]
         self.convs = [StripStyledConv(layer, self._resolution(i), work) for i, layer in enumerate(layers)]
-        self.to_rgbs = [StripToRGB(layer, work) for layer in (decoder.first_to_rgb, *decoder.to_rgbs)]
+        self.to_rgbs = [StripToRGB(layer, work) for layer in to_rgbs]
 
     def _resolution(self, layer: int) -> int:
         """Of a styled convolution's output: one at the coarsest scale, two at each further one."""
@@ -322,7 +335,7 @@ class StripDecoder:
     def __call__(self, w: Tensor, lq: dict[int, Tensor], render: dict[int, Tensor] | None, masks: "Masks") -> Tensor:
         """w (1, style_dim) and canvases of features -> the picture (1, 3, S, S), float32; ``masks`` gets the masks."""
         styles = [conv.style(w) for conv in self.convs]
-        x = self.work.canvas("even", 4, 4, self.input.shape[-1], DECODER_BORDER)
+        x: Tensor | None = self.work.canvas("even", 4, 4, self.input.shape[-1], DECODER_BORDER)
         torch.mul(self.input, styles[0][0], out=x[DECODER_BORDER:-DECODER_BORDER])
         picture = None
         for i, conv in enumerate(self.convs):
@@ -336,13 +349,15 @@ class StripDecoder:
             to_rgb = self.to_rgbs[i // 2] if i % 2 == 0 else None
             colours = torch.empty(size, size, 3) if to_rgb else None
             self._write(conv, source, x, None if last else styles[i + 1][0], to_rgb and to_rgb.matrix(w), colours)
-            if to_rgb:
+            if to_rgb and colours is not None:
                 picture = to_rgb.add(colours, picture)
+        assert picture is not None  # the first layer has a to_rgb
         return picture
 
     def _fused_strips(self, conv, x, demodulation, features, masks: "Masks"):
         """For each strip of a layer: rows from, to, hidden (P, C), what demodulates it (C,), and F (P, C)."""
-        lq, render = (f if f is None else f[ENCODER_BORDER:-ENCODER_BORDER] for f in features)
+        inside = slice(ENCODER_BORDER, -ENCODER_BORDER)
+        lq, render = features[0][inside], None if features[1] is None else features[1][inside]
         if conv.strip_fusion is None:
             yield self._fused_whole(conv, x, demodulation, lq, render, masks)
             return

@@ -307,7 +307,7 @@ def _nvdiffrast_context(device: torch.device):
     """One context for each thread and device: making one costs far more than a rendering, and its buffers are its own."""
     import nvdiffrast.torch as dr
 
-    contexts = _CONTEXTS.__dict__
+    contexts: dict = _CONTEXTS.__dict__
     if device not in contexts:
         contexts[device] = dr.RasterizeCudaContext(device=device)
     return contexts[device]

@@ -1,6 +1,7 @@
 """Reads the Basel Face Model 2009 from the MATLAB files that SGPN's authors and Deep3DFaceRecon prepare."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ def read_bfm(path: str | Path) -> dict:
     vertices = _vertices(values["meanshape"], file)
     if values["tri"].ndim != 2 or values["tri"].shape[1] != 3:
         raise ValueError(f"{file}: tri has shape {values['tri'].shape}, expected (triangles, 3)")
-    parts = {
+    parts: dict[str, Any] = {
         "name": file.stem,
         "shape_mean": _floats(values["meanshape"], vertices, "meanshape", file),
         "tex_mean": _floats(values["meantex"], vertices, "meantex", file) / 255,
