@@ -1109,7 +1109,8 @@ def build(output: Path, people: int, expressions: int, refine_above: float, seed
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build the open morphable face model from MakeHuman's CC0 data.")
-    parser.add_argument("--output", type=Path, default=OUTPUT)
+    told = "default: sgpn_arch/assets/open_face.safetensors of this project, which it replaces"
+    parser.add_argument("-o", "--output", type=Path, default=OUTPUT, metavar="OUT", help=told)
     parser.add_argument("--people", type=int, default=2400, help="sampled people for the identity basis")
     parser.add_argument("--expressions", type=int, default=2400, help="sampled mixtures for the expression basis")
     parser.add_argument(

@@ -72,10 +72,19 @@ def main() -> None:
     """Draws both."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_data(parser, required=True)
-    parser.add_argument("--restorer", action="append", default=[], metavar="NAME=WEIGHTS")
-    parser.add_argument("--weights", default="default")
-    parser.add_argument("--levels-folder", type=Path, default="experiments/levels")
-    parser.add_argument("-o", "--output", type=Path, default="docs/images")
+    parser.add_argument(
+        "--restorer", action="append", default=[], metavar="NAME=WEIGHTS", help="one more column, repeatable"
+    )
+    parser.add_argument("--weights", default="default", metavar="NAME|FILE", help="ours (default: default)")
+    parser.add_argument(
+        "--levels-folder",
+        type=Path,
+        default="experiments/levels",
+        help="what scripts/judge_levels.py left (default: experiments/levels)",
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, default="docs/images", metavar="OUT", help="folder (default: docs/images)"
+    )
     arguments = parser.parse_args()
     fill_registries()
     ours = CropRestorer(arguments.weights, "cpu")

@@ -20,6 +20,7 @@ from sgpn_arch.face3d.camera import PinholeCamera, rotation_matrix
 from sgpn_arch.face3d.lighting import shade
 from sgpn_arch.face3d.morphable_model import OPEN_MODEL_FILE, MorphableModel
 from sgpn_arch.face3d.raster.rasterizer import interpolate, rasterize
+from sgpn_data.photos import write_picture
 
 OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "images" / "morphable_model.png"
 FINER = 3  # faces are drawn this many times finer and averaged down
@@ -143,11 +144,12 @@ def stack(rows: list[list[np.ndarray]], size: int) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draw a morphable model.")
     parser.add_argument("--model", type=Path, default=OPEN_MODEL_FILE, help="a model file (default: the open model's)")
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="default: docs/images/morphable_model.png")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=OUTPUT, help="default: docs/images/morphable_model.png of this project"
+    )
     parser.add_argument("--size", type=int, default=200, help="pixels of one face (default: 200)")
     args = parser.parse_args()
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(args.output), sheet(args.model, args.size))
+    write_picture(args.output, sheet(args.model, args.size))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import numpy as np
 from skimage.restoration import estimate_sigma, wiener
 
 from sgpn_data.degradation import gaussian_kernel
+from sgpn_data.photos import read_photo, write_picture
 
 NOISE_TO_STRENGTH = 0.8  # of the non-local means' filter, in units of the noise's deviation
 BALANCE = 0.05  # Wiener's regularisation, at no noise
@@ -34,10 +35,9 @@ def restore(image: np.ndarray, sigma: float) -> np.ndarray:
 
 def restore_folder(folder: Path, output: Path, sigma: float) -> int:
     """Restores every PNG of a folder; returns how many there were."""
-    output.mkdir(parents=True, exist_ok=True)
     pictures = sorted(folder.glob("*.png"))
     for path in pictures:
-        cv2.imwrite(str(output / path.name), restore(cv2.imread(str(path)), sigma))
+        write_picture(output / path.name, restore(read_photo(path).bgr, sigma))
     return len(pictures)
 
 
@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("-o", "--output", required=True, type=Path)
-    parser.add_argument("--sigma", type=float, default=1.5)
+    parser.add_argument("--sigma", type=float, default=1.5, help="of the blur, pixels (default: 1.5)")
     arguments = parser.parse_args()
     print(f"{restore_folder(arguments.folder, arguments.output, arguments.sigma)} pictures in {arguments.output}")
 

@@ -9,6 +9,7 @@
 # MobileNetV2, or without that from nothing. COMPARE=1 trains, after the default weights, the comparisons of docs/model_card.md.
 # What is made lies in experiments/; the last file is experiments/sgpn_open.safetensors, in half precision.
 set -eu
+[ "${1-}" != -h ] && [ "${1-}" != --help ] || { sed -n '2,/^set/{s/^# \{0,1\}//p}' "$0"; exit 0; }
 [ $# -gt 0 ] || { echo "usage: scripts/train_open.sh FACES [FACES ...]; \`sgpn align PHOTOS -o FACES\` makes such a folder" >&2; exit 2; }
 faces=("$@")
 out=experiments; mkdir -p "$out"

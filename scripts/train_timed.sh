@@ -9,6 +9,8 @@
 # then starts. The learnt textures lie in experiments/open_face_textures.safetensors (scripts/learn_texture_basis.py).
 # At the end the newest weights are written in half precision to experiments/gpu_weights.safetensors.
 set -u
+[ "${1-}" != -h ] && [ "${1-}" != --help ] || { sed -n '2,/^set/{s/^# \{0,1\}//p}' "$0"; exit 0; }
+[ $# -ge 2 ] || { echo "usage: scripts/train_timed.sh FACES SECONDS [STAGE=SECONDS ...]; --help says more" >&2; exit 2; }
 faces=$1; deadline=$((SECONDS + $2)); shift 2
 declare -A budget=([prior]=0 [shape]=240 [joint]=900 [sharp]=500)
 for pair in "$@"; do budget[${pair%%=*}]=${pair#*=}; done
