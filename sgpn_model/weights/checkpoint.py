@@ -22,6 +22,7 @@ from sgpn_arch.face3d.morphable_model import TENSORS, MorphableModel
 from sgpn_arch.files import write_tensors
 from sgpn_arch.registry import ARCH_REGISTRY
 from sgpn_arch.state_dicts import build_for, load_strictly
+from sgpn_model.weights.formats import KINDS, kind_of
 
 FORMAT = "sgpn-checkpoint"
 MODEL_PREFIX = "morphable_model"
@@ -70,12 +71,17 @@ class Checkpoint:
 
     def _where_from(self, arch: str) -> str:
         """What to do about an architecture that nothing installed here registers."""
-        maker = self.metadata.get("packages", {}).get(arch)
-        if maker is None:
-            return f"'{arch}' is registered by nothing installed here; a plugin is missing: install the package that brings it"
-        if maker.startswith("module "):
-            return f"'{arch}' comes from the {maker}, which is no installed package: import it before"
-        return f"'{arch}' comes from the package {maker}, which is not installed: pip install {maker}"
+        packages = self.metadata.get("packages")
+        maker = str(packages.get(arch)) if isinstance(packages, dict) else ""
+        if re.fullmatch(r"[\w.-]+==[\w.+!-]+", maker):
+            return (
+                f"'{arch}' comes from the package {maker}, which is not installed; if you trust it: pip install {maker}"
+            )
+        if re.fullmatch(r"module \w+", maker):
+            return f"'{arch}' comes from the {maker}, which was no installed package: import it before"
+        return (
+            f"'{arch}' is registered by nothing installed here; a plugin is missing: install the package that brings it"
+        )
 
     @property
     def names_morphable_model(self) -> bool:
@@ -279,20 +285,13 @@ def read_state_dict(path: str | Path) -> Any:
 
 
 def _check_container(path: Path) -> None:
-    with open(path, "rb") as file:
-        start = file.read(512)
-    if not start:
-        raise CheckpointError(f"{path}: is empty")
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise CheckpointError(f"{path}: is a web page, not weights; the download went wrong, get it again")
-    if zipfile.is_zipfile(path):
-        _check_zip(path)
-    elif not start.startswith(LEGACY_MAGIC):
-        raise CheckpointError(f"{path}: is not a file that PyTorch wrote (or its beginning or end is missing)")
-
-
-def _check_zip(path: Path) -> None:
     """PyTorch never compresses: what is unpacked cannot be larger than the file, unless it is meant to fill the memory."""
+    kind = kind_of(path)
+    if kind not in ("zip", "pytorch"):
+        with open(path, "rb") as file:
+            if file.read(len(LEGACY_MAGIC)) == LEGACY_MAGIC:
+                return
+        raise CheckpointError(f"{path}: is {KINDS[kind]}, not a file that PyTorch wrote; get it again")
     try:
         with zipfile.ZipFile(path) as file:
             entries = file.infolist()

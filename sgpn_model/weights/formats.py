@@ -20,18 +20,18 @@ MAGIC = {
 HTML = (b"<!doctype html", b"<html", b"<head", b"<script", b"<!--", b"<?xml", b"<title")
 # What to call a kind.
 KINDS = {
-    "safetensors": "safetensors file",
-    "pytorch": "PyTorch file",
-    "pickle": "PyTorch file of the old format",
-    "matlab": "MATLAB file",
-    "hdf5": "HDF5 file",
-    "zip": "zip archive",
-    "gzip": "gzip archive",
-    "7z": "7z archive",
-    "rar": "RAR archive",
-    "html": "web page, not weights",
-    "empty": "empty file",
-    "unknown": "file of no format of weights that is known here",
+    "safetensors": "a safetensors file",
+    "pytorch": "a PyTorch file",
+    "pickle": "a PyTorch file of the old format",
+    "matlab": "a MATLAB file",
+    "hdf5": "an HDF5 file",
+    "zip": "a zip archive",
+    "gzip": "a gzip archive",
+    "7z": "a 7z archive",
+    "rar": "an RAR archive",
+    "html": "a web page, not weights",
+    "empty": "an empty file",
+    "unknown": "a file of no format of weights that is known here",
 }
 
 
@@ -59,7 +59,7 @@ def damage_of(path: str | Path) -> str | None:
     """What is wrong with a file of weights as far as its format tells, or None; the words go on from the file's name."""
     kind = kind_of(path)
     if kind in ("html", "empty", "unknown"):
-        return f"is a {KINDS[kind]}".replace("a empty", "an empty")
+        return f"is {KINDS[kind]}"
     if kind in ("zip", "pytorch"):
         try:
             with zipfile.ZipFile(path) as archive:

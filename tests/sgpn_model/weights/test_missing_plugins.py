@@ -101,3 +101,12 @@ def test_an_old_checkpoint_of_a_plugin_says_that_one_is_missing(tmp_path, place)
 def test_networks_of_this_library_name_no_package(tiny_weights):
     with safe_open(tiny_weights, "pt") as file:
         assert "packages" not in json.loads(file.metadata()["metadata"])
+
+
+@pytest.mark.parametrize("maker", [["sgpn"], "evil; rm -rf ~", "--index-url=http://evil", None])
+def test_what_a_file_claims_is_not_repeated_where_it_is_no_name_of_a_package(tmp_path, maker):
+    metadata = {"archs": {"network_g": {"type": "Other"}}, "packages": {"Other": maker}}
+    save_checkpoint(tmp_path / "odd.safetensors", {"network_g": {"a": torch.zeros(1)}}, metadata)
+    with pytest.raises(CheckpointError, match="a plugin is missing") as caught:
+        load_checkpoint(tmp_path / "odd.safetensors").network("network_g")
+    assert "evil" not in str(caught.value)

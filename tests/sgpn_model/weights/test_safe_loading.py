@@ -103,7 +103,7 @@ class TestPickles:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            (b"", "is empty"),
+            (b"", "is an empty file"),
             (b"\n<!DOCTYPE html><html><body>Quota exceeded</body></html>", "web page"),
             (b"\x89PNG\r\n\x1a\n" + bytes(100), "not a file that PyTorch wrote"),
         ],
