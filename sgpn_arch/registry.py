@@ -12,7 +12,8 @@ import importlib.util
 import sys
 import types
 from importlib.abc import MetaPathFinder
-from pathlib import Path
+
+from sgpn_arch.files import package_folder
 
 REGISTRY_MODULE = "basicsr.utils.registry"
 
@@ -25,10 +26,10 @@ def load_basicsr() -> None:
 def _load_registry_module() -> types.ModuleType:
     if REGISTRY_MODULE in sys.modules:
         return sys.modules[REGISTRY_MODULE]
-    package = importlib.util.find_spec("basicsr")
-    if package is None or not package.submodule_search_locations:
+    package = package_folder("basicsr")
+    if package is None:
         raise ImportError("sgpn needs the package basicsr, whose registries it uses; run: pip install basicsr")
-    path = Path(package.submodule_search_locations[0], "utils", "registry.py")
+    path = package / "utils" / "registry.py"
     spec = importlib.util.spec_from_file_location(REGISTRY_MODULE, path)
     assert spec is not None and spec.loader is not None  # a path that ends in .py always has them
     module = importlib.util.module_from_spec(spec)

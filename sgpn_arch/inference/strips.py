@@ -335,8 +335,9 @@ class StripDecoder:
     def __call__(self, w: Tensor, lq: dict[int, Tensor], render: dict[int, Tensor] | None, masks: "Masks") -> Tensor:
         """w (1, style_dim) and canvases of features -> the picture (1, 3, S, S), float32; ``masks`` gets the masks."""
         styles = [conv.style(w) for conv in self.convs]
-        x: Tensor | None = self.work.canvas("even", 4, 4, self.input.shape[-1], DECODER_BORDER)
-        torch.mul(self.input, styles[0][0], out=x[DECODER_BORDER:-DECODER_BORDER])
+        start = self.work.canvas("even", 4, 4, self.input.shape[-1], DECODER_BORDER)
+        torch.mul(self.input, styles[0][0], out=start[DECODER_BORDER:-DECODER_BORDER])
+        x: Tensor | None = start
         picture = None
         for i, conv in enumerate(self.convs):
             size = self._resolution(i)

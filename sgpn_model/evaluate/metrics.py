@@ -6,7 +6,6 @@ what it must have. Weights are never downloaded here: a metric whose weights or 
 """
 
 import importlib
-import importlib.util
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sgpn_arch.errors import UserError
+from sgpn_arch.files import package_folder
 from sgpn_arch.registry import METRIC_REGISTRY
 from sgpn_data.alignment import TEMPLATES, similarity_transform, warp
 from sgpn_data.tensors import to_images, to_tensor
@@ -416,12 +416,12 @@ class _Dlib(Metric):
         name = type(self).__name__
         self.dlib = package("dlib", name)
         try:
-            spec = importlib.util.find_spec("face_recognition_models")
+            found = package_folder("face_recognition_models")
         except ValueError:
-            spec = None
-        if spec is None or not spec.submodule_search_locations:
+            found = None
+        if found is None:
             raise MetricUnavailable(f"{name} needs the package face_recognition_models, which carries dlib's models")
-        self.folder = Path(next(iter(spec.submodule_search_locations))) / "models"
+        self.folder = found / "models"
 
     @torch.no_grad()
     def forward(self, pred: Tensor, target: Tensor, landmarks68: Tensor) -> list[float]:
@@ -434,6 +434,10 @@ class _Dlib(Metric):
         if not np.isfinite(points).all():
             return float("nan")
         return self.compare(image, truth, points)
+
+    def compare(self, image: np.ndarray, truth: np.ndarray, points: np.ndarray) -> float:
+        """What a subclass measures of two pictures (D, D, 3) uint8 RGB whose true landmarks are at points (68, 2)."""
+        raise NotImplementedError
 
     def box(self, points: np.ndarray):
         """A dlib rectangle around landmarks (68, 2)."""

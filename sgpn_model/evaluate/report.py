@@ -300,7 +300,7 @@ def labelled_grid(columns: Mapping[str, Sequence[np.ndarray | None]], names: Seq
     """
     largest = max(picture.shape[0] for pictures in columns.values() for picture in pictures if picture is not None)
     cell = min(max(largest, SMALLEST_CELL), LARGEST_CELL, max(SMALLEST_CELL // 2, WIDEST // (len(columns) + 1)))
-    font = ImageFont.load_default(max(12, cell // 16))
+    font: Any = ImageFont.load_default(max(12, cell // 16))
     titles = {title: _wrapped(title, font, cell) for title in columns}
     labels = [_wrapped(name, font, cell // 2) for name in names]
     line = sum(font.getmetrics()) + 2

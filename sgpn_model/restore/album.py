@@ -1,6 +1,5 @@
 """What ``sgpn restore`` runs: photos and folders in, restored photos and their parts out."""
 
-import importlib.util
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sgpn_arch.errors import UserError
+from sgpn_arch.files import package_folder
 from sgpn_arch.files import write_atomically
 from sgpn_arch.inference.memory import keep_freed_memory, return_freed_memory
 from sgpn_data.photos import (
@@ -297,8 +297,8 @@ def _write(job: Job, photo: Photo, image: np.ndarray, changed: bool) -> None:
 def save_faces(faces: Sequence[RestoredFace], folder: Path, name: str) -> None:
     """Writes NAME_00_crop.png, _render, _mask (where there is one), _restored and _sheet for each face."""
     for number, face in enumerate(faces):
-        parts = {"crop": face.crop, "render": face.render, "mask": face.mask, "restored": face.restored}
-        parts = {part: picture for part, picture in parts.items() if picture is not None}
+        all_parts = {"crop": face.crop, "render": face.render, "mask": face.mask, "restored": face.restored}
+        parts = {part: picture for part, picture in all_parts.items() if picture is not None}
         sheet = comparison_sheet({_TITLES[part]: picture for part, picture in parts.items()})
         for part, picture in {**parts, "sheet": sheet}.items():
             write_picture(folder / f"{name}_{number:02d}_{part}.png", picture)
@@ -320,10 +320,10 @@ def degraded_astronaut() -> np.ndarray:
     from sgpn_data.degradation import Degradation
 
     # Its file is read as any photo: importing scikit-image takes longer than restoring it.
-    package = importlib.util.find_spec("skimage")
+    package = package_folder("skimage")
     if package is None:
         raise InputError("--demo takes its photo from the package scikit-image; run: pip install scikit-image")
-    photo = read_photo(Path(package.submodule_search_locations[0], "data", f"{DEMO_NAME}.png"))
+    photo = read_photo(package / "data" / f"{DEMO_NAME}.png")
     clean = photo.bgr.astype(np.float32) / 255
     degraded = Degradation("gfpgan", **DEMO_RANGES)(clean, np.random.default_rng(DEMO_SEED))
     return np.clip(np.rint(degraded * 255), 0, 255).astype(np.uint8)

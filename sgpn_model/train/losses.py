@@ -34,7 +34,7 @@ class MobileNetPerceptualLoss(nn.Module):
         with torch.no_grad():
             wanted = self.features(target)
         distances = [F.l1_loss(have, want) for have, want in zip(self.features(pred), wanted, strict=True)]
-        return self.loss_weight * sum(distances) / len(distances)
+        return self.loss_weight * torch.stack(distances).mean()
 
 
 def nonsaturating_loss(logits: Tensor, real: bool) -> Tensor:

@@ -20,6 +20,9 @@ TAPS = (1, 3, 6, 13)
 class MobileNetFeatures(nn.Module):
     """RGB in [-1, 1] (N, 3, H, W) -> the outputs of four stages of MobileNetV2. Frozen."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self):
         super().__init__()
         self.stages = models.mobilenet_v2(weights=None).features[: TAPS[-1] + 1]

@@ -3,20 +3,19 @@
 import contextlib
 import errno
 import glob
-import importlib.util
 import os
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from sgpn_arch.errors import UserError, nearest
-from sgpn_arch.files import cache_folder, sha256_of
+from sgpn_arch.files import cache_folder, package_folder, sha256_of
 from sgpn_model.weights.formats import damage_of, kind_of
 
 CATALOGUE_FILE = Path(__file__).parent / "catalogue.yml"
@@ -102,13 +101,8 @@ def find_entry(name: str, catalogue: dict[str, Entry] | None = None) -> Entry:
 # Places
 
 
-def _package_folder(package: str) -> Path | None:
-    found = importlib.util.find_spec(package)
-    return Path(found.submodule_search_locations[0]) if found and found.submodule_search_locations else None
-
-
 def _facexlib_folder() -> Path | None:
-    package = _package_folder("facexlib")
+    package = package_folder("facexlib")
     return package / "weights" if package else None
 
 
@@ -131,7 +125,7 @@ def find_file(entry: Entry) -> Path | None:
     places = [cache_folder(), home(entry)]
     if entry.shipped:
         package, _, rest = entry.shipped.partition("/")
-        folder = _package_folder(package)
+        folder = package_folder(package)
         places = [folder / rest if folder else None]
     return next((place / entry.file for place in places if place and (place / entry.file).is_file()), None)
 
@@ -271,8 +265,9 @@ def _fetch(entry: Entry, target: Path, retries: int, timeout: tuple[float, float
             f"public. Try again tomorrow, or {by_hand}"
         ) from error
     except requests.HTTPError as error:
-        keep = bool(entry.sha256) and error.response.status_code >= 500
-        answer = f"{error.response.status_code} {error.response.reason}"
+        response: Any = error.response
+        keep = bool(entry.sha256) and response.status_code >= 500
+        answer = f"{response.status_code} {response.reason}"
         raise DownloadError(
             f"{entry.name}: {entry.url} answers {answer}. Try again later; has the file moved? See {entry.source}"
         ) from error
@@ -302,10 +297,10 @@ def _download(entry: Entry, staged: Path, retries: int, timeout: tuple[float, fl
     """Lets gdown fill ``staged``, going on from what is there of it."""
     import gdown
 
-    where = {"url": entry.url}
-    options = dict(quiet=True, use_cookies=False, timeout=timeout)
-    if "/drive/folders/" in entry.url:
-        files = gdown.download_folder(**where, skip_download=True, **options)
+    where: dict[str, Any] = {"url": entry.url}
+    options: dict[str, Any] = dict(quiet=True, use_cookies=False, timeout=timeout)
+    if entry.url and "/drive/folders/" in entry.url:
+        files: list[Any] = gdown.download_folder(**where, skip_download=True, **options)
         where = {"id": next((file.id for file in files if Path(file.path).name == entry.file), None)}
         if where["id"] is None:
             raise DownloadError(

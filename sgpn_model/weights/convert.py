@@ -54,7 +54,7 @@ def convert(
         networks["network_shape"] = _network(d3dfr, D3DFR, d3dfr_options, lines)
     model = _basel(bfm, lines) if bfm else None
     _check_together(networks, model)
-    metadata = {
+    metadata: dict[str, Any] = {
         "archs": {name: complete_options(options) for name, (options, _) in networks.items()},
         "template": TEMPLATE,
         "protocol": "released",
@@ -71,7 +71,7 @@ def convert(
 
 
 def _network(
-    path: str | Path, kind: type, options_of: Callable[[Any], dict], lines: list[str]
+    path: str | Path, kind: type[SGPN] | type[D3DFR], options_of: Callable[[Any], dict], lines: list[str]
 ) -> tuple[dict, nn.Module]:
     state = read_state_dict(path)
     try:
