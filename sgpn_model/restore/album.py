@@ -11,8 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sgpn_arch.errors import UserError
-from sgpn_arch.files import package_folder
-from sgpn_arch.files import write_atomically
+from sgpn_arch.files import package_folder, write_atomically
 from sgpn_arch.inference.memory import keep_freed_memory, return_freed_memory
 from sgpn_data.photos import (
     READ_SUFFIXES,
