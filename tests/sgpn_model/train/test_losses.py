@@ -16,7 +16,7 @@ from oracles import metrics as scores
 from sgpn_arch.face3d.crop224 import warp_affine
 from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.face3d.shape_prior import Mesh
-from sgpn_arch.registry import ARCH_REGISTRY, LOSS_REGISTRY
+from sgpn_arch.registry import ARCH_REGISTRY, LOSS_REGISTRY, load_basicsr
 from sgpn_data.alignment import template_points
 from sgpn_data.tensors import to_images
 from sgpn_model.config.registries import fill_registries
@@ -61,6 +61,7 @@ def photo(astronaut):
 
 @pytest.mark.parametrize("weight", [1.0, 0.3])
 def test_l1_is_the_mean_absolute_difference(weight):
+    load_basicsr()
     a, b = random(2, 3, 5, 4), random(2, 3, 5, 4, seed=1)
     loss = LOSS_REGISTRY.get("L1Loss")(loss_weight=weight)
     assert loss(a, b).item() == pytest.approx(weight * oracle.l1(a, b), rel=1e-12)
