@@ -9,6 +9,10 @@ from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "sgpn.py").read_text(encoding="utf-8"))[1]
+PAPER = (
+    "https://openaccess.thecvf.com/content/CVPR2022/html/"
+    "Zhu_Blind_Face_Restoration_via_Integrating_Face_Shape_and_Generative_Priors_CVPR_2022_paper.html"
+)
 
 TRAIN = ["tensorboard"]
 # PyWavelets: scikit-image estimates noise with it, in scripts/restore_classically.py.
@@ -59,7 +63,10 @@ setup(
     description="Blind face restoration with a 3D face-shape prior and a StyleGAN2 prior (SGPN, CVPR 2022)",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="The SGPN developers",
     license="Apache-2.0",
+    license_files=["LICENSE"],
+    project_urls={"Paper": PAPER},
     python_requires=">=3.10",
     py_modules=["sgpn"],
     # data/ and options/ are called sgpn_data and sgpn_options when installed: "data" would collide with every other project's.
@@ -99,6 +106,7 @@ setup(
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Image Processing",
     ],
     **cuda_kernels(),
