@@ -97,10 +97,28 @@ class Lmdb:
 
     def __init__(self, root: Path):
         self.root = root
-        pictures = [self._parsed(line) for line in self._meta().splitlines() if line.strip()]
-        self.paths = [path for path, _ in pictures]
-        self._sides = dict(pictures)
-        self._check_database()
+        file = root / META_FILE
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"dataset: {file} is missing; make the LMDB with scripts/make_lmdb.py, or give a folder of images"
+            ) from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"dataset: {file} cannot be read: {error}; {_remedy(root)}") from error
+        self.paths, self._sides = [], {}
+        for line in filter(str.strip, lines):
+            found = META_LINE.fullmatch(line.strip())
+            if not found:
+                expected = "'NAME.png (HEIGHT,WIDTH,CHANNELS) LEVEL'"
+                raise ValueError(f"dataset: {file}: expected {expected}, found {line!r}; {_remedy(root)}")
+            self.paths.append(root / (found["key"] + found["suffix"]))
+            self._sides[self.paths[-1]] = min(int(found["height"]), int(found["width"]))
+        held = open_environment(root).stat()["entries"]
+        close_environment(root)  # a worker that is forked now need not inherit it
+        if held < len(self.paths):
+            named = f"its {META_FILE} names {len(self.paths)}"
+            raise ValueError(f"dataset: {root} holds {held} images, {named}; {_remedy(root)}")
 
     def encoded(self, path: Path) -> np.ndarray | None:
         """A picture's bytes (uint8), None where the database lacks it or the page is damaged."""
@@ -117,34 +135,6 @@ class Lmdb:
     def stored_size(self, path: Path) -> int:
         """The shorter side, as meta_info.txt has it."""
         return self._sides[path]
-
-    def _meta(self) -> str:
-        file = self.root / META_FILE
-        try:
-            return file.read_text(encoding="utf-8")
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"dataset: {file} is missing; make the LMDB with scripts/make_lmdb.py, or give a folder of images"
-            ) from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"dataset: {file} cannot be read: {error}; {_remedy(self.root)}") from error
-
-    def _parsed(self, line: str) -> tuple[Path, int]:
-        found = META_LINE.fullmatch(line.strip())
-        if not found:
-            raise ValueError(
-                f"dataset: {self.root / META_FILE}: expected 'NAME.png (HEIGHT,WIDTH,CHANNELS) LEVEL', found {line!r}; "
-                f"{_remedy(self.root)}"
-            )
-        return self.root / (found["key"] + found["suffix"]), min(int(found["height"]), int(found["width"]))
-
-    def _check_database(self) -> None:
-        held = open_environment(self.root).stat()["entries"]
-        close_environment(self.root)  # a worker that is forked now need not inherit it
-        if held < len(self.paths):
-            raise ValueError(
-                f"dataset: {self.root} holds {held} images, its {META_FILE} names {len(self.paths)}; {_remedy(self.root)}"
-            )
 
 
 def decode(encoded: np.ndarray | None) -> np.ndarray | None:
@@ -179,10 +169,20 @@ def open_environment(root: Path):
         return environment
     if environment is not None:
         environment.close()  # the parent's, inherited by a fork: closed for this process only
-    lmdb = _package(root)
+    try:
+        import lmdb
+    except ImportError as error:
+        raise ValueError(
+            f"dataset: reading {root} needs the package lmdb: pip install lmdb, or give a folder of images"
+        ) from error
     try:
         environment = lmdb.open(path, readonly=True, lock=False, readahead=False, meminit=False)
-        _check_length(root, environment)
+        # LMDB maps its file into memory: reading past the end of one cut short would kill the process.
+        wanted = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+        found = (root / "data.mdb").stat().st_size
+        if found < wanted:
+            environment.close()
+            raise OSError(f"data.mdb has {found} bytes of {wanted}, so it was cut short")
     except (lmdb.Error, OSError) as error:
         raise ValueError(f"dataset: {root} cannot be read as an LMDB: {error}; {_remedy(root)}") from error
     _OPEN[path] = os.getpid(), environment
@@ -194,25 +194,6 @@ def close_environment(root: Path) -> None:
     path = os.path.realpath(root)
     if path in _OPEN:
         _OPEN.pop(path)[1].close()
-
-
-def _package(root):
-    try:
-        import lmdb
-    except ImportError as error:
-        raise ValueError(
-            f"dataset: reading {root} needs the package lmdb: pip install lmdb, or give a folder of images"
-        ) from error
-    return lmdb
-
-
-def _check_length(root, environment) -> None:
-    """LMDB maps its file into memory: reading past the end of one cut short would kill the process."""
-    wanted = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-    found = (root / "data.mdb").stat().st_size
-    if found < wanted:
-        environment.close()
-        raise OSError(f"data.mdb has {found} bytes of {wanted}, so it was cut short")
 
 
 def _remedy(root) -> str:

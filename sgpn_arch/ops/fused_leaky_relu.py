@@ -59,9 +59,14 @@ def concat_leaky_relu(
     Raises:
         ValueError: ``bias`` does not have one value per channel.
     """
-    if library.has_pointwise_kernel(hidden):
-        return _concat_kernel(hidden, fused, weight, bias, slope, gain)
-    return fused_leaky_relu(torch.cat([hidden, fused * weight.to(fused.dtype)], dim=1), bias, slope, gain)
+    if not library.has_pointwise_kernel(hidden):
+        return fused_leaky_relu(torch.cat([hidden, fused * weight.to(fused.dtype)], dim=1), bias, slope, gain)
+    channels = hidden.shape[1] + fused.shape[1]
+    if tuple(bias.shape) != (channels,):
+        raise ValueError(f"concat_leaky_relu: bias has shape {tuple(bias.shape)}, the activations {channels} channels")
+    dtype = torch.promote_types(hidden.dtype, fused.dtype)
+    weight, bias = weight.to(library.wide(dtype)), bias.to(library.wide(dtype))
+    return torch.ops.sgpn.concat_leaky_relu(hidden.to(dtype), fused.to(dtype), weight, bias, slope, gain)
 
 
 def _plain(x, bias, slope, gain):
@@ -76,21 +81,8 @@ def _plain(x, bias, slope, gain):
 # need not be kept. With s = gain or gain * slope by that sign, z = s * grad is the gradient of what the bias is added to.
 
 
-def _concat_kernel(hidden, fused, weight, bias, slope, gain):
-    channels = hidden.shape[1] + fused.shape[1]
-    if tuple(bias.shape) != (channels,):
-        raise ValueError(f"concat_leaky_relu: bias has shape {tuple(bias.shape)}, the activations {channels} channels")
-    dtype = torch.promote_types(hidden.dtype, fused.dtype)
-    weight, bias = weight.to(library.wide(dtype)), bias.to(library.wide(dtype))
-    return torch.ops.sgpn.concat_leaky_relu(hidden.to(dtype), fused.to(dtype), weight, bias, slope, gain)
-
-
 def _plain_concat(hidden, fused, weight, bias, slope, gain):
     return _plain(torch.cat([hidden, fused * weight.to(fused.dtype)], dim=1), bias, slope, gain)
-
-
-def _channel_sums(x):
-    return x.to(library.wide(x.dtype)).sum(dim=[d for d in range(x.ndim) if d != 1])
 
 
 def _per_channel(values, x):
@@ -99,7 +91,7 @@ def _per_channel(values, x):
 
 def _plain_backward(grad, out, slope, gain):
     z = torch.where(out > 0, grad * gain, grad * (gain * slope))
-    return z, _channel_sums(z)
+    return z, z.to(library.wide(z.dtype)).sum(dim=[d for d in range(z.ndim) if d != 1])
 
 
 def _plain_concat_backward(grad, out, fused, weight, slope, gain):
@@ -109,18 +101,18 @@ def _plain_concat_backward(grad, out, fused, weight, slope, gain):
     return above, below * weight.to(below.dtype), grad_weight, grad_bias
 
 
-def _save_output(ctx, inputs, output):
-    ctx.save_for_backward(output)
-    ctx.slope, ctx.gain = inputs[-2:]
+def _saver(kept):
+    """A setup_context that keeps the tensors ``kept(inputs, output)`` for the gradient, and slope and gain."""
+
+    def save(ctx, inputs, output):
+        ctx.save_for_backward(*kept(inputs, output))
+        ctx.slope, ctx.gain = inputs[-2:]
+
+    return save
 
 
 def _backward(ctx, grad):
     return *torch.ops.sgpn.fused_leaky_relu_backward(grad, *ctx.saved_tensors, ctx.slope, ctx.gain), None, None
-
-
-def _save_sign(ctx, inputs, output):
-    ctx.save_for_backward(inputs[1])
-    ctx.slope, ctx.gain = inputs[-2:]
 
 
 def _second_backward(ctx, second_z, second_bias):
@@ -129,19 +121,9 @@ def _second_backward(ctx, second_z, second_bias):
     return torch.ops.sgpn.fused_leaky_relu_backward(second, out, ctx.slope, ctx.gain)[0], None, None, None
 
 
-def _save_concat(ctx, inputs, output):
-    ctx.save_for_backward(output, inputs[1], inputs[2])
-    ctx.slope, ctx.gain = inputs[-2:]
-
-
 def _concat_backward(ctx, grad):
     grads = torch.ops.sgpn.concat_leaky_relu_backward(grad, *ctx.saved_tensors, ctx.slope, ctx.gain)
     return *grads, None, None
-
-
-def _save_concat_sign(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:4])
-    ctx.slope, ctx.gain = inputs[-2:]
 
 
 def _second_concat_backward(ctx, second_hidden, second_fused, second_weight, second_bias):
@@ -179,21 +161,21 @@ library.declare(
     "fused_leaky_relu(Tensor x, Tensor bias, float slope, float gain) -> Tensor",
     plain=_plain,
     like=lambda x, *_: library.empty(x),
-    setup_context=_save_output,
+    setup_context=_saver(lambda inputs, output: (output,)),
     backward=_backward,
 )
 library.declare(
     "fused_leaky_relu_backward(Tensor grad, Tensor out, float slope, float gain) -> (Tensor, Tensor)",
     plain=_plain_backward,
     like=_like_backward,
-    setup_context=_save_sign,
+    setup_context=_saver(lambda inputs, _: inputs[1:2]),
     backward=_second_backward,
 )
 library.declare(
     "concat_leaky_relu(Tensor hidden, Tensor fused, Tensor weight, Tensor bias, float slope, float gain) -> Tensor",
     plain=_plain_concat,
     like=_like_concat,
-    setup_context=_save_concat,
+    setup_context=_saver(lambda inputs, output: (output, *inputs[1:3])),
     backward=_concat_backward,
 )
 library.declare(
@@ -201,6 +183,6 @@ library.declare(
     " -> (Tensor, Tensor, Tensor, Tensor)",
     plain=_plain_concat_backward,
     like=_like_concat_backward,
-    setup_context=_save_concat_sign,
+    setup_context=_saver(lambda inputs, _: inputs[:4]),
     backward=_second_concat_backward,
 )

@@ -161,7 +161,9 @@ def build_kernels() -> Path:
             LOGGER.info("building the CUDA kernels in %s, about a minute, once", folder)
             # PyTorch's own lock outlives a process that was killed; ours does not, and is held here.
             (folder / "lock").unlink(missing_ok=True)
-            _check_compiler(cpp_extension.CUDA_HOME)
+            nvcc = os.environ.get("PYTORCH_NVCC") or os.path.join(cpp_extension.CUDA_HOME or "", "bin", "nvcc")
+            if shutil.which(nvcc) is None:
+                raise FileNotFoundError(f"no CUDA compiler was found at {nvcc}")
             cpp_extension.load(
                 name=library.stem,
                 sources=[str(FOLDER / "csrc" / source) for source in SOURCES],
@@ -171,12 +173,6 @@ def build_kernels() -> Path:
                 is_python_module=False,
             )
     return library
-
-
-def _check_compiler(home: str | None) -> None:
-    nvcc = os.environ.get("PYTORCH_NVCC") or os.path.join(home or "", "bin", "nvcc")
-    if shutil.which(nvcc) is None:
-        raise FileNotFoundError(f"no CUDA compiler was found at {nvcc}")
 
 
 def _build_key() -> str:

@@ -113,10 +113,5 @@ def _reference5(file: Path) -> torch.Tensor:
     points = _load(file, ("lm",))["lm"]
     if points.shape != (68, 3) or not np.isfinite(points).all():
         raise ValueError(f"{file}: lm has shape {points.shape}, expected 68 points in decimetres")
-    return torch.from_numpy(released_five_points(points).astype(np.float32))
-
-
-def released_five_points(points68: np.ndarray) -> np.ndarray:
-    """(68, 3) iBUG landmarks -> (5, 3), as Deep3DFaceRecon takes them: from each eye, the mean of two of its points."""
-    eyes = [points68[list(pair)].mean(axis=0) for pair in EYE_POINTS]
-    return np.stack([*eyes, points68[30], points68[48], points68[54]])
+    eyes = [points[list(pair)].mean(axis=0) for pair in EYE_POINTS]
+    return torch.from_numpy(np.stack([*eyes, *points[[30, 48, 54]]]).astype(np.float32))
