@@ -9,11 +9,17 @@ paper does not give its ranges; the presets are those of GFP-GAN and CodeFormer,
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import cv2
 import numpy as np
+from annotated_types import Ge, Le
+from pydantic import BeforeValidator, Field, model_validator
 
-from .checks import check_choice, check_keys, check_range
+from sgpn_arch.by_name import check_plugin
+from sgpn_arch.errors import OptionError, Problem, nearest
+from sgpn_arch.ranges import Amount, Count, Fraction, OddCount, Positive, Told
+from sgpn_arch.schema import Options, span
 
 RESIZE_KERNELS = {
     "area": cv2.INTER_AREA,
@@ -25,26 +31,83 @@ RESIZE_KERNELS = {
 FOURIER_FROM = 13
 BGR_LUMA = np.array([0.114, 0.587, 0.299], np.float32)  # Rec. 601
 
-# Every option of `Degradation` and its default. None for a range switches that step off.
-DEFAULTS = {
-    "blur_sigma": (0.2, 10.0),  # standard deviation, pixels
-    "kernel_size": 41,  # odd, pixels
-    "isotropic_probability": 0.5,
-    "downsample": (1.0, 8.0),  # factor r
-    "noise": (0.0, 15.0),  # standard deviation delta, grey levels of 255
-    "jpeg": (60, 100),  # quality q
-    "downsample_kernels": ("linear",),  # drawn uniformly
-    "upsample_kernels": ("linear",),
-    "gray_probability": 0.0,
-    "color_jitter_probability": 0.0,
-    "color_jitter_shift": 20.0,  # largest shift of a channel, grey levels of 255
-    "reference_size": None,  # see `Degradation`
-}
+Kernel = Literal["area", "linear", "cubic", "lanczos"]
+Kernels = Annotated[
+    tuple[Kernel, ...],
+    Field(min_length=1),
+    BeforeValidator(
+        lambda names: (names,) if isinstance(names, str) else tuple(names) if isinstance(names, list) else names
+    ),
+    Told("area, linear, cubic or lanczos, or a list of them"),
+]
+Quality = Annotated[float, Ge(1), Le(100)]
+
+
+class DegradationOptions(Options):
+    """``datasets.PHASE.degradation`` with type Degradation: one of PRESETS, and what differs from it.
+
+    A range is [lo, hi] or one number, drawn uniformly; ``~`` switches the step off.
+    """
+
+    preset: Literal[
+        "gfpgan", "gfpgan_code", "codeformer", "mild", "medium", "severe", "clean", "sr_x4", "sr_x8", "sr_x16"
+    ] = "gfpgan"
+    """Published ranges (gfpgan, gfpgan_code, codeformer), levels to judge restorers at (mild, medium, severe, clean), or
+    super-resolution alone (sr_x4, sr_x8, sr_x16)."""
+    blur_sigma: span(Positive) | None = (0.2, 10.0)
+    """Standard deviation of the blur, pixels."""
+    kernel_size: OddCount = 41
+    """Of the blur, pixels."""
+    isotropic_probability: Fraction = 0.5
+    """Chance that the blur is the same in all directions."""
+    downsample: span(Positive) | None = (1.0, 8.0)
+    """Factor r by which the picture is made smaller."""
+    noise: span(Amount) | None = (0.0, 15.0)
+    """Standard deviation delta, grey levels of 255."""
+    jpeg: span(Quality) | None = (60, 100)
+    """Quality q."""
+    downsample_kernels: Kernels = ("linear",)
+    """Drawn uniformly."""
+    upsample_kernels: Kernels = ("linear",)
+    """Drawn uniformly."""
+    gray_probability: Fraction = 0.0
+    """Chance that the picture is grey."""
+    color_jitter_probability: Fraction = 0.0
+    """Chance that its colours are shifted."""
+    color_jitter_shift: Amount = 20.0
+    """Largest shift of a channel, grey levels of 255."""
+    reference_size: Count | None = None
+    """Side of the good face that the ranges are meant for, pixels; see :class:`Degradation`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _on_top_of_the_preset(cls, options: dict) -> dict:
+        preset = options.get("preset", "gfpgan")
+        return {**(PRESETS.get(preset, {}) if isinstance(preset, str) else {}), **options}
+
+
+class MixtureOptions(DegradationOptions):
+    """``datasets.PHASE.degradation`` with type DegradationMixture: several presets; what else is said counts for all."""
+
+    presets: Annotated[
+        dict[str, Positive], Field(min_length=1), Told("a mapping of presets to frequencies, such as {mild: 1}")
+    ]
+    """Preset -> how often it is drawn, relative to the others."""
+
+    @model_validator(mode="after")
+    def _known_presets(self) -> "MixtureOptions":
+        unknown = [name for name in self.presets if name not in PRESETS]
+        if unknown:
+            raise OptionError(
+                *(Problem("presets", f"unknown preset '{name}'{nearest(name, PRESETS)}") for name in unknown)
+            )
+        return self
+
 
 _PLAIN = {"blur_sigma": None, "noise": None, "jpeg": None, "downsample_kernels": ("area",)}
 
 PRESETS = {
-    "gfpgan": {},  # the ranges printed in GFP-GAN's paper: the defaults above
+    "gfpgan": {},  # the ranges printed in GFP-GAN's paper: the defaults of DegradationOptions
     "gfpgan_code": {"blur_sigma": (0.1, 10.0), "downsample": (0.8, 8.0), "noise": (0.0, 20.0)},
     "codeformer": {
         "blur_sigma": (1.0, 15.0),
@@ -176,11 +239,7 @@ class DegradationParameters:
 class Degradation:
     """A random degradation: ``Degradation("gfpgan", jpeg=(30, 90))(image, rng)`` -> image of the same size.
 
-    Options (all in ``DEFAULTS``; a range is [lo, hi] or one number, drawn uniformly; None switches the step
-    off): ``blur_sigma`` pixels, ``kernel_size`` odd, ``isotropic_probability``, ``downsample`` factor,
-    ``noise`` in grey levels of 255, ``jpeg`` quality, ``downsample_kernels`` and ``upsample_kernels`` (names
-    in RESIZE_KERNELS), ``gray_probability``, ``color_jitter_probability``, ``color_jitter_shift``,
-    ``reference_size``.
+    :class:`DegradationOptions` has all options; ``options`` holds their values.
 
     Anisotropic kernels draw both sigmas from the range and the angle from [0, pi). Grey and colour shift come
     first, as they belong to the scene or the film; where they come in the chain is a choice of ours.
@@ -194,17 +253,16 @@ class Degradation:
     apart at S by its resolution, and r stops at 1 (or at the drawn r if that is below 1); its noise and JPEG
     are then applied on the S grid, slightly harsher than the truth.
 
-    Raises KeyError for an unknown option, ValueError for an unknown preset or a bad value.
+    Raises OptionError, a ValueError, for an unknown option or preset, or a bad value.
     """
 
+    OPTIONS = DegradationOptions
+
     def __init__(self, preset: str = "gfpgan", **overrides):
-        check_choice(preset, PRESETS, "degradation: preset")
-        check_keys(overrides, DEFAULTS, "degradation")
-        self.preset = preset
-        self.options = _checked({**DEFAULTS, **PRESETS[preset], **overrides})
+        self.options = DegradationOptions.read({"preset": preset, **overrides}, "degradation")
 
     def __repr__(self) -> str:
-        return f"Degradation({self.preset!r}, {self.options})"
+        return f"Degradation({self.options})"
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """``image`` float32 HxWx3 BGR in [0, 1] -> the same shape and range, degraded by a fresh draw."""
@@ -214,18 +272,18 @@ class Degradation:
     def sample(self, rng: np.random.Generator, size: int) -> DegradationParameters:
         """Draws the parameters for an image of ``size`` pixels."""
         options = self.options
-        scale = size / options["reference_size"] if options["reference_size"] else 1.0
+        scale = size / options.reference_size if options.reference_size else 1.0
         sigma, angle = self._sample_blur(rng)
-        factor = _draw(rng, options["downsample"])
-        noise, quality = _draw(rng, options["noise"]), _draw_quality(rng, options["jpeg"])
-        gray = bool(rng.random() < options["gray_probability"])
+        factor = _draw(rng, options.downsample)
+        noise, quality = _draw(rng, options.noise), _draw_quality(rng, options.jpeg)
+        gray = bool(rng.random() < options.gray_probability)
         return DegradationParameters(
             sigma=sigma and (sigma[0] * scale, sigma[1] * scale),
             angle=angle,
-            kernel_size=_odd(options["kernel_size"] * scale),
+            kernel_size=_odd(options.kernel_size * scale),
             downsample=1.0 if factor is None else max(min(factor, 1.0), factor * scale),
-            downsample_kernel=_pick(rng, options["downsample_kernels"]),
-            upsample_kernel=_pick(rng, options["upsample_kernels"]),
+            downsample_kernel=_pick(rng, options.downsample_kernels),
+            upsample_kernel=_pick(rng, options.upsample_kernels),
             noise=noise,
             jpeg=quality,
             gray=gray,
@@ -254,17 +312,17 @@ class Degradation:
         return np.clip(image, 0, 1, out=None if image is given else image)
 
     def _sample_blur(self, rng):
-        if self.options["blur_sigma"] is None:
+        if self.options.blur_sigma is None:
             return None, 0.0
-        isotropic = rng.random() < self.options["isotropic_probability"]
-        first, second = rng.uniform(*self.options["blur_sigma"], size=2)
+        isotropic = rng.random() < self.options.isotropic_probability
+        first, second = rng.uniform(*self.options.blur_sigma, size=2)
         angle = rng.uniform(0, np.pi)
         return ((first, first), 0.0) if isotropic else ((first, second), angle)
 
     def _sample_color_shift(self, rng):
-        if rng.random() >= self.options["color_jitter_probability"]:
+        if rng.random() >= self.options.color_jitter_probability:
             return None
-        limit = self.options["color_jitter_shift"] / 255
+        limit = self.options.color_jitter_shift / 255
         return tuple(rng.uniform(-limit, limit, size=3))
 
 
@@ -272,18 +330,15 @@ class DegradationMixture:
     """One of several degradations, drawn anew for each image (a choice of ours, so that one network meets all levels).
 
     ``DegradationMixture({"mild": 1, "severe": 2}, reference_size=512)``: presets and how often each is drawn, relative
-    to the others; the other options are those of :class:`Degradation` and count for all. Raises ValueError for an empty
-    mixture or a frequency that is not positive, and what Degradation raises.
+    to the others; the other options are those of :class:`Degradation` and count for all. Raises what Degradation raises.
     """
 
+    OPTIONS = MixtureOptions
+
     def __init__(self, presets: Mapping[str, float], **options):
-        if not isinstance(presets, Mapping) or not presets:
-            raise ValueError("degradation: presets: expected a mapping of presets to frequencies, such as {mild: 1}")
-        self.parts = [Degradation(preset, **options) for preset in presets]
-        weights = [check_range(weight, f"degradation: presets.{name}")[0] for name, weight in presets.items()]
-        if not all(weight > 0 for weight in weights):
-            raise ValueError(f"degradation: presets: every frequency must be positive, found {weights}")
-        self.probabilities = np.array(weights) / sum(weights)
+        frequencies = MixtureOptions.read({"presets": presets, **options}, "degradation").presets
+        self.parts = [Degradation(preset, **options) for preset in frequencies]
+        self.probabilities = np.array(list(frequencies.values()), float) / sum(frequencies.values())
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """As :meth:`Degradation.__call__`."""
@@ -308,13 +363,13 @@ def register_degradation(cls):
 
 def build_degradation(opt: Mapping):
     """The degradation of an option dictionary: ``type`` (default Degradation) names the class, the rest are
-    its options.
+    its options. Raises OptionError, a ValueError, for an unknown name or a bad option.
 
     Example: ``{"preset": "codeformer", "jpeg": [40, 90], "reference_size": 512}``.
     """
+    check_plugin(opt, DEGRADATIONS, "degradation", default="Degradation")
     options = dict(opt)
-    name = check_choice(options.pop("type", "Degradation"), DEGRADATIONS, "degradation: type")
-    return DEGRADATIONS[name](**options)
+    return DEGRADATIONS[options.pop("type", "Degradation")](**options)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -352,38 +407,3 @@ def _check_image(image):
     if not (isinstance(image, np.ndarray) and image.dtype == np.float32 and image.ndim == 3 and image.shape[2] == 3):
         found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         raise ValueError(f"degradation: expected a float32 HxWx3 array in [0, 1], got {found}")
-
-
-def _checked(options: dict) -> dict:
-    """``options`` with every value validated and in its canonical form."""
-    limits = {
-        "blur_sigma": {"open_below": True},
-        "downsample": {"open_below": True},
-        "noise": {},
-        "jpeg": {"lowest": 1, "highest": 100},
-    }
-    for key, bounds in limits.items():
-        if options[key] is not None:
-            options[key] = check_range(options[key], f"degradation: {key}", **bounds)
-    for key in ("isotropic_probability", "gray_probability", "color_jitter_probability"):
-        options[key] = check_range(options[key], f"degradation: {key}", 0, 1)[0]
-    options["color_jitter_shift"] = check_range(options["color_jitter_shift"], "degradation: color_jitter_shift")[0]
-    for key in ("downsample_kernels", "upsample_kernels"):
-        options[key] = _checked_kernels(options[key], f"degradation: {key}")
-    _check_sizes(options)
-    return options
-
-
-def _checked_kernels(names, where):
-    names = (names,) if isinstance(names, str) else tuple(names)
-    if not names:
-        raise ValueError(f"{where}: the list is empty; give at least one of {', '.join(RESIZE_KERNELS)}")
-    return tuple(check_choice(name, RESIZE_KERNELS, where) for name in names)
-
-
-def _check_sizes(options):
-    size, reference = options["kernel_size"], options["reference_size"]
-    if not isinstance(size, int) or size < 1 or size % 2 == 0:
-        raise ValueError(f"degradation: kernel_size: expected an odd positive integer, got {size!r}")
-    if reference is not None and (not isinstance(reference, int) or isinstance(reference, bool) or reference < 1):
-        raise ValueError(f"degradation: reference_size: expected None or a positive integer, got {reference!r}")

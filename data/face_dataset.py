@@ -4,40 +4,83 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated, Literal
 
 import cv2
 import numpy as np
 import torch
+from pydantic import Field
 from torch.utils.data import Dataset
 
+from sgpn_arch.by_name import named
+from sgpn_arch.errors import OptionError
 from sgpn_arch.face3d.morphable_model import five_points
+from sgpn_arch.ranges import Count, FilePath, FolderPath, Told, Whole
 from sgpn_arch.registry import DATASET_REGISTRY
+from sgpn_arch.schema import Options
 
-from .alignment import TEMPLATES, scale_points, template_points
-from .checks import check_choice, check_keys
-from .degradation import build_degradation
-from .masks import build_masks, fill_hole
-from .sources import LANDMARKS_FILE, SPLITS, Folder, Lmdb, decode, fault, open_source, open_split
+from .alignment import scale_points, template_points
+from .degradation import DEGRADATIONS, build_degradation
+from .masks import BrushMasks, MaskOptions, fill_hole
+from .sources import LANDMARKS_FILE, Folder, Lmdb, decode, fault, open_source, open_split
 from .tensors import to_tensor
 
 LOGGER = logging.getLogger("sgpn")
 
-DEFAULTS = {
-    "dataroot": None,
-    "split": None,
-    "size": 512,
-    "degradation": {},
-    "inpaint": None,
-    "use_hflip": None,
-    "seed": 0,
-    "fixed": None,
-    "landmarks": "auto",
-    "cache": "none",
-    "template": "ffhq",
-    "min_size": 1,
-}
-# Keys of a dataset's section that others read: the registry, the training loop and its loader.
-LOADER_KEYS = {"type", "name", "phase", "batch_size_per_gpu", "num_worker_per_gpu"}
+
+class LoaderOptions(Options):
+    """``datasets.PHASE``: what the training loop and its loader read of every dataset's section."""
+
+    type: str | None = None
+    """The dataset: a registered class."""
+    name: str | None = None
+    """What the dataset is called; for the reader."""
+    phase: str = "train"
+    """Set by the program: train, val or test."""
+    batch_size_per_gpu: Count = 8
+    """Pictures in a batch, of each process."""
+    num_worker_per_gpu: Whole = 0
+    """Processes that load pictures, of each process; 0 loads them in the process itself."""
+
+
+class FaceDatasetOptions(LoaderOptions):
+    """``datasets.PHASE`` of FaceRestorationDataset."""
+
+    dataroot: (
+        Annotated[FolderPath | list[FolderPath], Field(min_length=1), Told("a folder of images or a list of folders")]
+        | None
+    ) = None
+    """Folder or list of folders, searched with their subfolders for images; a folder NAME.lmdb is read as an LMDB
+    (scripts/make_lmdb.py), with the same items as the folder that it was made of."""
+    split: Literal["train", "val"] | None = None
+    """Only these pictures of each dataroot. One with train/ or val/ inside has them there; of any other, a hash of the names
+    holds one picture in ten back for val. ~: all. The commands' ``--data FOLDER`` sets this option and ``dataroot``."""
+    size: Count = 512
+    """Side of the items, pixels. Larger images shrink by area averaging; smaller ones are enlarged bicubically, with one
+    warning in all."""
+    min_size: Count = 1
+    """Images smaller than this are left out."""
+    degradation: named(DEGRADATIONS, default="Degradation") | None = {}
+    """What makes the degraded picture; ~ leaves it equal to the good one."""
+    inpaint: MaskOptions | None = None
+    """A hole that is cut into the degraded picture, after the degradation if there is one, and filled with white, a choice of
+    ours; points and landmarks stay. ~: no hole."""
+    use_hflip: bool | None = None
+    """Flip half of the draws left to right; by default only in training."""
+    seed: Whole = 0
+    """With the epoch and the index it seeds all of an item's randomness, so items do not depend on the number of workers or on
+    the order of access."""
+    fixed: bool | None = None
+    """Leave the epoch out of the seed: the same degraded picture in every epoch and on every machine; by default in every
+    phase but training."""
+    landmarks: Literal["auto"] | FilePath | list[FilePath] | None = "auto"
+    """auto: landmarks68.json of each dataroot, if there; a path, or a list with one path per dataroot; ~: unknown. The file maps
+    names relative to the dataroot to 68 [x, y] in the stored image's pixels."""
+    cache: Literal["none", "ram"] = "none"
+    """ram: decode and resize everything once, when the training starts, and keep it as uint8 (size * size * 3 bytes an image;
+    forked loader workers share it)."""
+    template: Literal["ffhq", "gpen"] = "ffhq"
+    """How the images are aligned."""
 
 
 # iBUG-68 indices, 0-based. The jaw runs from the image's left to its right; each eye starts at its image-left
@@ -76,51 +119,27 @@ class FaceRestorationDataset(Dataset):
     are derived from them (``five_points``); otherwise landmarks68 is NaN and points5 is the template,
     which aligned images follow.
 
-    Options (a dict; keys in LOADER_KEYS are allowed and left to the training loop):
-      dataroot      folder or list of folders, searched with their subfolders for images; a folder NAME.lmdb is read
-                    as an LMDB (scripts/make_lmdb.py), with the same items as the folder that it was made of
-      split         "train" or "val": only these pictures of each dataroot. One with train/ or val/ inside has them there; of
-                    any other, a hash of the names holds one picture in ten back for "val". None: all. The commands'
-                    ``--data FOLDER`` sets both options
-      size          S, pixels (512). Larger images shrink by area averaging; smaller ones are enlarged
-                    bicubically, with one warning in all
-      min_size      images smaller than this are left out (1: none)
-      degradation   dict for ``build_degradation`` ({}: the gfpgan preset); None leaves lq equal to hq
-      inpaint       dict of ``BrushMasks`` ({}: its defaults): a hole is cut into lq, after the degradation if there is
-                    one, and filled with white, a choice of ours; points and landmarks stay. None: no hole
-      use_hflip     flip half of the draws left to right (default: only in phase "train")
-      seed          integer; with the epoch and the index it seeds all of an item's randomness, so items do
-                    not depend on the number of workers or on the order of access
-      fixed         the epoch is left out of the seed: the same lq in every epoch and on every machine
-                    (default: in every phase but "train")
-      landmarks     "auto": landmarks68.json of each dataroot, if there; a path, or a list with one path per
-                    dataroot; None: unknown. The file maps names relative to the dataroot to 68 [x, y] in the
-                    stored image's pixels
-      cache         "ram": decode and resize everything once, here, and keep it as uint8 (S*S*3 bytes an
-                    image; forked loader workers share it); "none"
-      template      "ffhq" or "gpen": how the images are aligned
+    :class:`FaceDatasetOptions` has all options, which come as one dict.
 
     An unreadable or non-square image is named in a warning and replaced by the next usable one. ``unusable_count`` counts
     them all, also those that loader workers came upon; ``unusable`` says why of those that this process did. Call
     :meth:`set_epoch` before each epoch, or each epoch repeats the last one's draws; an enlarging sampler likewise repeats
-    them within an epoch. Raises FileNotFoundError for a missing folder or file, ValueError for an empty folder, an LMDB
-    that is not whole or a bad value, KeyError for an unknown option.
+    them within an epoch. Raises FileNotFoundError for a missing folder or file, ValueError for an empty folder or an LMDB
+    that is not whole, OptionError, a ValueError, for an unknown option or a bad value.
     """
 
-    #: What may stand in its section, so that a wrong option is found before the folders are searched.
-    OPTIONS = frozenset(DEFAULTS) | LOADER_KEYS
+    OPTIONS = FaceDatasetOptions
 
     def __init__(self, opt: Mapping):
-        check_keys(opt, DEFAULTS.keys() | LOADER_KEYS, "dataset")
-        options = {**DEFAULTS, **opt}
-        training = options.get("phase", "train") == "train"
-        self.size = _positive(options["size"], "size")
-        self.seed = _seed(options["seed"])
-        self.flips = training if options["use_hflip"] is None else bool(options["use_hflip"])
-        self.fixed = not training if options["fixed"] is None else bool(options["fixed"])
-        self.template = check_choice(options["template"], TEMPLATES, "dataset: template")
-        self.degradation = None if options["degradation"] is None else build_degradation(options["degradation"])
-        self.masks = None if options["inpaint"] is None else build_masks(options["inpaint"])
+        options = FaceDatasetOptions.read(opt, "dataset")
+        training = options.phase == "train"
+        self.size = options.size
+        self.seed = options.seed
+        self.flips = training if options.use_hflip is None else options.use_hflip
+        self.fixed = not training if options.fixed is None else options.fixed
+        self.template = options.template
+        self.degradation = None if options.degradation is None else build_degradation(options.degradation)
+        self.masks = None if options.inpaint is None else BrushMasks(**dict(options.inpaint))
         self.paths, self.landmarks, self._sources = _scan(options)
         self.unusable: dict[int, str] = {}  # index -> why
         self._warned_small = False
@@ -128,8 +147,7 @@ class FaceRestorationDataset(Dataset):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         # Likewise: a flag for each image rather than a number, so that two workers at once cannot miscount.
         self._left_out = torch.zeros(len(self.paths), dtype=torch.uint8).share_memory_()
-        cache = check_choice(options["cache"], ("none", "ram"), "dataset: cache")
-        self._cache = self._fill_cache() if cache == "ram" else None
+        self._cache = self._fill_cache() if options.cache == "ram" else None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -230,13 +248,16 @@ class FaceRestorationDataset(Dataset):
 
 def _scan(options):
     """(paths, landmarks or None, sources) of all the images of the dataroots that are large enough, root by root."""
-    roots = _open(_as_roots(options["dataroot"]), check_choice(options["split"], (None, *SPLITS), "dataset: split"))
-    files = _landmark_files(options["landmarks"], [source.root for source in roots])
+    if not options.dataroot:
+        raise OptionError("dataset.dataroot: this option is missing; give a folder of images or a list of folders")
+    given = options.dataroot if isinstance(options.dataroot, list) else [options.dataroot]
+    roots = _open([Path(root).expanduser() for root in given], options.split)
+    files = _landmark_files(options.landmarks, [source.root for source in roots])
     images = [image for source, file in zip(roots, files, strict=True) for image in _images(source, file)]
-    min_size = _positive(options["min_size"], "min_size")
-    large = [image for image in images if min_size == 1 or image[2].stored_size(image[0]) >= min_size]
+    least = options.min_size
+    large = [image for image in images if least == 1 or image[2].stored_size(image[0]) >= least]
     if not large:
-        raise ValueError(f"dataset: none of the {len(images)} images reaches min_size {min_size}; lower it")
+        raise ValueError(f"dataset: none of the {len(images)} images reaches min_size {least}; lower it")
     return tuple(list(column) for column in zip(*large, strict=True))
 
 
@@ -255,12 +276,6 @@ def _open(roots: list[Path], split: str | None) -> list[Folder | Lmdb]:
 def _images(source, file) -> list[tuple[Path, np.ndarray | None, Folder | Lmdb]]:
     known = {} if file is None else _read_landmarks(file)
     return [(path, known.get(path.relative_to(source.root).as_posix()), source) for path in source.paths]
-
-
-def _as_roots(dataroot) -> list[Path]:
-    if not dataroot:
-        raise ValueError("dataset: dataroot is missing; give a folder of images or a list of folders")
-    return [Path(root).expanduser() for root in ([dataroot] if isinstance(dataroot, str | Path) else dataroot)]
 
 
 def _landmark_files(landmarks, roots) -> list[Path | None]:
@@ -287,15 +302,3 @@ def _read_landmarks(file: Path) -> dict[str, np.ndarray]:
         if points.shape != (68, 2):
             raise ValueError(f"dataset: {file}: {name} has points of shape {points.shape}, expected (68, 2)")
     return arrays
-
-
-def _positive(value, key: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"dataset: {key}: expected a positive integer, got {value!r}")
-    return value
-
-
-def _seed(value) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"dataset: seed: expected an integer >= 0, got {value!r}")
-    return value

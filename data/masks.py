@@ -5,26 +5,38 @@ same seed gives the same mask at every size. Free-form masks are those of Yu et 
 Convolution, 2019); how ours are drawn is a choice of ours, for the paper does not describe its own.
 """
 
-from collections.abc import Mapping
+from typing import Annotated
 
 import cv2
 import numpy as np
+from annotated_types import Ge, Gt, Le
 
-from .checks import check_keys, check_range
+from sgpn_arch.ranges import Amount, Fraction
+from sgpn_arch.schema import Options, span
 
 HOLE = 255
 # What a network sees in the hole, as in the pictures of the paper's and of GPEN's inpainting: white.
 FILL = 255
 
-# Every option of `BrushMasks` and its default.
-DEFAULTS = {
-    "area": (0.05, 0.35),  # part of the picture that is hole
-    "strokes": (1, 6),  # pieces that the hole is made of
-    "width": (0.04, 0.14),  # of a brush, parts of the side; it varies along a stroke
-    "length": (0.05, 0.2),  # of a straight piece of a stroke, parts of the side
-    "turn": 0.8,  # standard deviation of the angle between two straight pieces, radians
-    "shape_probability": 0.0,  # chance that a piece is an ellipse or a rectangle instead of a stroke
-}
+Part = Annotated[float, Gt(0), Le(1)]
+
+
+class MaskOptions(Options):
+    """``datasets.PHASE.inpaint``: the holes; a range is [lo, hi] or one number, drawn uniformly."""
+
+    area: span(Part) = (0.05, 0.35)
+    """Part of the picture that is hole."""
+    strokes: span(Annotated[int, Ge(1), Le(100)]) = (1, 6)
+    """Pieces that the hole is made of."""
+    width: span(Part) = (0.04, 0.14)
+    """Of a brush, parts of the side; it varies along a stroke."""
+    length: span(Part) = (0.05, 0.2)
+    """Of a straight piece of a stroke, parts of the side."""
+    turn: Amount = 0.8
+    """Standard deviation of the angle between two straight pieces, radians."""
+    shape_probability: Fraction = 0.0
+    """Chance that a piece is an ellipse or a rectangle instead of a stroke."""
+
 
 # The grid on which a mask is composed before it is drawn at its size. What shows of it is below a pixel.
 GRID = 128
@@ -35,52 +47,50 @@ MOST_SEGMENTS = 200
 class BrushMasks:
     """Random masks: ``BrushMasks(area=(0.1, 0.3))(256, rng)`` -> uint8 (256, 256), 255 in the hole.
 
-    Options (all in ``DEFAULTS``; a range is [lo, hi] or one number, drawn uniformly): ``area``, ``strokes``, ``width``,
-    ``length``, ``turn``, ``shape_probability``.
+    :class:`MaskOptions` has all options; ``options`` holds their values.
 
     The hole's area is drawn first and divided among the pieces, each a connected stroke that goes on until its share is
     painted, so a stroke is as long as the area needs. At last all widths are narrowed by one factor, rarely below 0.8,
     that makes the area exactly the drawn one, to a pixel.
 
-    Raises KeyError for an unknown option, ValueError for a bad value.
+    Raises OptionError, a ValueError, for an unknown option or a bad value.
     """
 
     def __init__(self, **options):
-        check_keys(options, DEFAULTS, "inpaint")
-        self.options = _checked({**DEFAULTS, **options})
+        self.options = MaskOptions.read(options, "inpaint")
 
     def __repr__(self) -> str:
         return f"BrushMasks({self.options})"
 
     def __call__(self, size: int, rng: np.random.Generator) -> np.ndarray:
         """A mask of ``size`` pixels: uint8 (size, size), 255 in the hole, 0 elsewhere."""
-        area = rng.uniform(*self.options["area"])
+        area = rng.uniform(*self.options.area)
         return draw(self.compose(rng, area), size, area)
 
     def compose(self, rng: np.random.Generator, area: float) -> np.ndarray:
         """The distance (GRID, GRID) float32 of each place from the pieces' middle lines, 1 at the brush's edge."""
-        low, high = (round(end) for end in self.options["strokes"])
+        low, high = self.options.strokes
         count = int(rng.integers(low, high, endpoint=True))
         distance = np.full((GRID, GRID), np.inf, np.float32)
         for number in range(count):
             share = area * (number + 1) / count
-            shaped = rng.random() < self.options["shape_probability"]
+            shaped = rng.random() < self.options.shape_probability
             distance = self._shape(distance, rng, area / count) if shaped else self._stroke(distance, rng, share)
         return distance
 
     def _stroke(self, distance, rng, area):
         """``distance`` with one more stroke, which ends as soon as the hole has ``area``."""
         here, heading = rng.random(2), rng.uniform(0, 2 * np.pi)
-        radius = rng.uniform(*self.options["width"]) / 2
+        radius = rng.uniform(*self.options.width) / 2
         for _ in range(MOST_SEGMENTS):
-            step = rng.uniform(*self.options["length"])
+            step = rng.uniform(*self.options.length)
             there, heading = _walk(here, heading, step)
-            other = rng.uniform(*self.options["width"]) / 2
+            other = rng.uniform(*self.options.width) / 2
             distance = np.minimum(distance, stroke_distance(here, there, radius, other))
             if painted_area(distance) >= area:
                 break
             here, radius = there, other
-            heading += rng.normal(0, self.options["turn"])
+            heading += rng.normal(0, self.options.turn)
         return distance
 
     @staticmethod
@@ -163,30 +173,3 @@ def _walk(here, heading, step):
             direction[axis] = -direction[axis]
             there[axis] = np.clip(here[axis] + step * direction[axis], 0, 1)
     return there, float(np.arctan2(direction[1], direction[0]))
-
-
-def build_masks(opt: Mapping) -> BrushMasks:
-    """The masks of an option dictionary such as ``{"area": [0.05, 0.35]}``; {} has the defaults.
-
-    Raises ValueError if it is not a dictionary, and what :class:`BrushMasks` raises.
-    """
-    if not isinstance(opt, Mapping):
-        raise ValueError(f"inpaint: expected a mapping of options ({', '.join(DEFAULTS)}), got {opt!r}")
-    return BrushMasks(**opt)
-
-
-def _checked(options: dict) -> dict:
-    """``options`` with every value validated and in its canonical form."""
-    limits = {
-        "area": {"highest": 1.0, "open_below": True},
-        "strokes": {"lowest": 1, "highest": 100},
-        "width": {"highest": 1.0, "open_below": True},
-        "length": {"highest": 1.0, "open_below": True},
-    }
-    for key, bounds in limits.items():
-        options[key] = check_range(options[key], f"inpaint: {key}", **bounds)
-    options["turn"] = check_range(options["turn"], "inpaint: turn")[0]
-    options["shape_probability"] = check_range(options["shape_probability"], "inpaint: shape_probability", 0, 1)[0]
-    if any(end != round(end) for end in options["strokes"]):
-        raise ValueError(f"inpaint: strokes: expected whole numbers, got {list(options['strokes'])}")
-    return options

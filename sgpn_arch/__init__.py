@@ -63,7 +63,7 @@ def find_arch(name: str):
     Raises:
         UnknownArch: nothing is; the message names the nearest name that is.
     """
-    _register_ours()
+    register_archs()
     load_plugins()
     from sgpn_arch.registry import ARCH_REGISTRY, load_basicsr
 
@@ -105,7 +105,8 @@ def package_of(module: str) -> str | None:
 
 
 @functools.cache
-def _register_ours() -> None:
+def register_archs() -> None:
+    """Imports every ``*_arch.py`` of this package, so that its networks are in ARCH_REGISTRY."""
     for module in pkgutil.iter_modules(__path__):
         if module.name.endswith("_arch"):
             importlib.import_module(f"{__name__}.{module.name}")

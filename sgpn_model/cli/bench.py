@@ -77,11 +77,11 @@ def run(
     """
     import torch
 
+    from sgpn_arch.errors import OptionError
     from sgpn_arch.inference.memory import keep_freed_memory
     from sgpn_arch.inference.network import choose_precision
     from sgpn_data.photos import read_photo
     from sgpn_model.config.device import choose_device
-    from sgpn_model.config.reading import OptionError
     from sgpn_model.evaluate.report import versions
     from sgpn_model.weights.pretrained import load_networks
 

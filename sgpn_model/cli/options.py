@@ -1,9 +1,18 @@
 """``sgpn options``: what an option file means, and whether it is right."""
 
 import argparse
-import functools
+import itertools
+import sys
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
+import yaml
+
+from sgpn_arch.errors import OptionError
 from sgpn_model.cli.arguments import add_set
+
+if TYPE_CHECKING:
+    from sgpn_model.config.origins import Origins
 
 DESCRIPTION = "Show and check option files."
 
@@ -14,18 +23,72 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     task = tasks.add_parser("show", help="print what an option file means, with all that it inherits")
     task.add_argument("file", metavar="FILE", help="an option file")
     task.add_argument("--origin", action="store_true", help="say behind each option in which file it was written")
-    task.set_defaults(run=functools.partial(run, "show"))
+    task.set_defaults(run=show)
     add_set(task)
     task = tasks.add_parser("list", help="name the option files that ship, each with what it is for")
-    task.set_defaults(run=functools.partial(run, "listing"))
+    task.set_defaults(run=listing)
     task = tasks.add_parser("check", help="check option files as the commands that they are for would")
     task.add_argument("files", nargs="+", metavar="FILE", help="option files")
-    task.set_defaults(run=functools.partial(run, "check"))
+    task.add_argument(
+        "--no-files", dest="look", action="store_false", help="do not look for the data and weights they name"
+    )
+    task.set_defaults(run=check)
     add_set(task)
 
 
-def run(task: str, **options) -> int:
-    """Shows or checks, and returns the exit code."""
-    from sgpn_model.config import checking
+def listing() -> int:
+    """Prints the names of the shipped option files, each with the first sentence of the comment that it opens with."""
+    from sgpn_model.config.reading import shipped_files
 
-    return getattr(checking, task)(**options)
+    for name, path in shipped_files().items():
+        comment = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+        text = " ".join(line.removeprefix("#").strip() for line in comment)
+        print(f"{name:32} {text.partition('. ')[0].rstrip('.')}")
+    return 0
+
+
+def show(file: str, overrides: Iterable[str] = (), origin: bool = False) -> int:
+    """Prints the merged options as YAML, with ``origin`` each with the file it was written in; 1 if they are wrong."""
+    from sgpn_model.config.reading import read_options
+
+    options, origins = read_options(file, overrides)
+    if origin:
+        print("\n".join(_lines_with_origin(options, origins)))
+    else:
+        print(yaml.safe_dump(options, sort_keys=False, allow_unicode=True), end="")
+    return 0 if _is_right(file, overrides, look=False) else 1
+
+
+def check(files: Iterable[str], overrides: Iterable[str] = (), look: bool = True) -> int:
+    """Checks files as the commands that they are for would; prints a line for each that is right, returns 1 if one is wrong."""
+    right = [_is_right(file, overrides, look) for file in files]
+    for file in (file for file, fine in zip(files, right, strict=True) if fine):
+        print(f"{file}: all right")
+    return 0 if all(right) else 1
+
+
+def _is_right(file: str, overrides: Iterable[str], look: bool) -> bool:
+    from sgpn_model.config.checking import checked_options
+
+    try:
+        checked_options(file, overrides, files=look)
+    except OptionError as error:
+        for problem in error.problems:
+            print(f"sgpn: error: {problem}", file=sys.stderr)
+        return False
+    return True
+
+
+def _lines_with_origin(options: Mapping, origins: "Origins", parents: tuple[str, ...] = ()) -> Iterable[str]:
+    for key, value in options.items():
+        start = "  " * len(parents) + _inline(key) + ":"
+        if isinstance(value, Mapping) and value:
+            yield start
+            yield from _lines_with_origin(value, origins, (*parents, str(key)))
+        else:
+            yield f"{start} {_inline(value)}  # {origins.at([*parents, str(key)])}"
+
+
+def _inline(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")

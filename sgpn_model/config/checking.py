@@ -1,275 +1,184 @@
-"""What ``sgpn options`` runs, and the check of a whole option file with which training and testing begin."""
+"""The check of a whole option file, with which training and testing begin: all that can be found before pictures are read.
 
-import itertools
+What a file names is found in the registries, and says itself which options it takes; no other room is imported.
+"""
+
+import functools
 import re
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from pydantic import create_model
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from sgpn_arch import build_network, complete_options, find_arch
-from sgpn_arch.errors import nearest
+from sgpn_arch import build_network, complete_options
+from sgpn_arch.errors import OptionError, Problem, Problems, nearest
 from sgpn_arch.face3d.morphable_model import MorphableModel
-from sgpn_arch.face3d.shape_prior import PROTOCOLS, ShapePrior
-from sgpn_arch.registry import DATASET_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
-from sgpn_data.degradation import DEGRADATIONS, build_degradation
-from sgpn_model.config.data_folders import check_roots, fill_roots
-from sgpn_model.config.reading import (
-    OptionError,
-    Origins,
-    check_arguments,
-    check_keys,
-    check_numbers,
-    check_plugin,
-    check_sections,
-    read_options,
-    shipped_files,
-)
+from sgpn_arch.face3d.shape_prior import ShapePrior
+from sgpn_arch.registry import MODEL_REGISTRY
+from sgpn_arch.schema import Options, absent
+from sgpn_model.config.data_folders import fill_roots, missing_roots
+from sgpn_model.config.origins import Origins
+from sgpn_model.config.reading import read_options
 from sgpn_model.config.registries import fill_registries
-from sgpn_model.train.log import check_wandb
-from sgpn_model.train.optimizers import find_optimizer
-from sgpn_model.train.saving import check_best
-from sgpn_model.train.training_model import COMMON_TRAIN_KEYS, PRECISIONS, SCHEDULES, TrainingModel, check_speed
-
-REQUIRED = ("name", "model_type", "datasets", "train")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The commands
-
-
-def listing() -> int:
-    """Prints the names of the shipped option files, each with the first sentence of the comment that it opens with."""
-    for name, path in shipped_files().items():
-        comment = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
-        text = " ".join(line.removeprefix("#").strip() for line in comment)
-        print(f"{name:32} {text.partition('. ')[0].rstrip('.')}")
-    return 0
-
-
-def show(file: str, overrides: Iterable[str] = (), origin: bool = False) -> int:
-    """Prints the merged options as YAML, with ``origin`` each with the file it was written in; 1 if they are wrong."""
-    options, origins = read_options(file, overrides)
-    if origin:
-        print("\n".join(_lines_with_origin(options, origins)))
-    else:
-        print(yaml.safe_dump(options, sort_keys=False, allow_unicode=True), end="")
-    return _report(file, overrides)
-
-
-def check(files: Iterable[str], overrides: Iterable[str] = ()) -> int:
-    """Checks files as the commands that they are for would; prints a line each, returns 1 if one is wrong."""
-    return max([_report(file, overrides, quiet=False) for file in files], default=0)
-
-
-def _report(file: str, overrides: Iterable[str], quiet: bool = True) -> int:
-    from sgpn_model.evaluate.evaluate import check_testing  # it imports this module
-
-    try:
-        options, origins = checked_options(file, overrides, files=False)
-        if "test" in _mapping(options, "datasets"):
-            with origins.named():
-                check_testing({"restorers": {}, **options})
-    except OptionError as error:
-        print(f"sgpn: error: {error}", file=sys.stderr)
-        return 1
-    if not quiet:
-        print(f"{file}: all right")
-    return 0
-
-
-def _lines_with_origin(options: Mapping, origins: Origins, parents: tuple[str, ...] = ()) -> Iterable[str]:
-    for key, value in options.items():
-        start = "  " * len(parents) + _inline(key) + ":"
-        if isinstance(value, Mapping) and value:
-            yield start
-            yield from _lines_with_origin(value, origins, (*parents, str(key)))
-        else:
-            yield f"{start} {_inline(value)}  # {origins.at([*parents, str(key)])}"
-
-
-def _inline(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("\n...")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Checking a whole file
+from sgpn_model.config.sections import Dataset, Network, TestingFile, TrainingFile
 
 
 def checked_options(
     path: str | Path,
     overrides: Iterable[str] = (),
-    training: bool = False,
+    command: str | None = None,
     files: bool = True,
     data: Sequence[str] = (),
 ) -> tuple[dict, Origins]:
     """Reads an option file and checks all that can be checked before data are read or networks are built.
 
     Args:
-        training: check it as ``sgpn train`` needs it, as is done anyway if it has ``model_type``; any other file is
-            checked as far as its sections go.
-        files: whether the files that ``path`` names must be there already, and every dataset must have its folder.
+        command: "train" or "test": check the file as that command needs it. By default, as the one that it is for: a file
+            with ``model_type`` is for training, one with ``restorers`` or ``metrics`` for tests, and of any other, which
+            may be there to be inherited from, nothing need be complete.
+        files: whether the files and folders that it names must be there already; for a command that is said, every dataset
+            must name its folder.
         data: folders of faces for the datasets that name none.
 
     Returns:
         The options, and where each was written: ``with origins.named():`` adds that to later OptionErrors.
 
     Raises:
-        OptionError: begins with the file where the wrong option was written, and names the key.
+        OptionError: a line for each wrong option, which begins with the file where it was written and names its key.
     """
     options, origins = read_options(path, overrides)
     with origins.named():
         fill_roots(options, origins, data)
-        check_sections(options)
-        fill_registries()
-        check_numbers(options)
-        if training or "model_type" in options:
-            check_training(options, files)
-        else:
-            for phase in _mapping(options, "datasets"):
-                check_dataset(options, phase)
+        check(options, command or _command_of(options), files, runs=command is not None)
     return options, origins
 
 
-def check_training(options: dict, files: bool = True) -> None:
-    """Raises OptionError where ``sgpn train`` would fail on these options; ``files``: as in :func:`checked_options`."""
-    for key in REQUIRED:
-        if key not in options:
-            raise OptionError(f"{key}: this option is missing")
-    if options["model_type"] not in MODEL_REGISTRY:
-        known = nearest(str(options["model_type"]), MODEL_REGISTRY.keys())
-        raise OptionError(f"model_type: unknown name '{options['model_type']}'{known}")
-    for key, known in (("precision", PRECISIONS), ("protocol", PROTOCOLS)):
-        _check_choice(options, key, known)
-    check_speed(options)
-    check_wandb(_mapping(options, "logger").get("wandb"))
-    check_keys(options["datasets"], {"train", "val"}, "datasets")
-    if "train" not in options["datasets"]:
-        raise OptionError("datasets.train: this section is missing")
-    check_best(options)
-    if "total_iter" not in (options["train"] or {}):
-        raise OptionError("train.total_iter: this option is missing")
-    for phase in options["datasets"]:
-        check_dataset(options, phase)
-    model = MODEL_REGISTRY.get(options["model_type"])
+def _command_of(options: Mapping) -> str | None:
+    return "train" if "model_type" in options else "test" if {"restorers", "metrics"} & options.keys() else None
+
+
+def check(options: Mapping, command: str | None, files: bool = True, runs: bool = True) -> None:
+    """Raises OptionError for all that is wrong.
+
+    Args:
+        command, files: as :func:`checked_options` has them; runs: whether the command is to run now, with these folders.
+    """
+    fill_registries()
+    problems = Problems()
+    problems.found += missing_roots(options) if files and runs else []
+    foreign = {"train": (TrainingFile, TestingFile), "test": (TestingFile, TrainingFile)}.get(command)
+    for key in options if foreign else ():
+        meant = key in foreign[0].model_fields or (command == "train" and key.startswith("network_"))
+        if not meant and (key in foreign[1].model_fields or key.startswith("network_")):
+            mark = "" if command != _command_of(options) else f", which this is, as it has '{_mark(options)}'"
+            hint = "; the degradations' seed is datasets.test.seed" if key == "manual_seed" else ""
+            problems.found.append(Problem(key, f"has no meaning in a file for `sgpn {command}`{mark}{hint}"))
+    told = {problem.key for problem in problems.found}
+    own = {key: value for key, value in options.items() if key not in told}
+    with problems:
+        if command == "train":
+            _check_training(own, files)
+        else:
+            file = (TestingFile if command else _fragment()).read(own)
+            if files and command:
+                problems.found += absent(file)
+    problems.tell()
+
+
+def _mark(options: Mapping) -> str:
+    return next(key for key in ("model_type", "restorers", "metrics") if key in options)
+
+
+@functools.cache
+def _fragment() -> type[Options]:
+    """What a file that is inherited from may hold: anything of either command, and no part need be there."""
+    kinds = {**TestingFile.model_fields, **TrainingFile.model_fields, "datasets": None}
+    fields: dict[str, Any] = {name: (field and field.rebuild_annotation(), None) for name, field in kinds.items()}
+    sets: dict[str, Any] = dict.fromkeys(("train", "val", "test"), (Dataset | None, None))
+    fields["datasets"] = (create_model("AnySets", __base__=Options, **sets), None)
+    networks = dict.fromkeys(("network_g", "network_d", "network_shape"), (Network | None, None))
+    return create_model("Fragment", __base__=Options, **fields, **networks)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+@functools.cache
+def training_file(stage: type) -> type[TrainingFile]:
+    """The model of an option file for a training stage: what all have, the stage's ``train`` and its networks."""
+    networks = dict.fromkeys(stage.NETWORKS, (Network | None, None))
+    return create_model(f"{stage.__name__}File", __base__=TrainingFile, train=(stage.OPTIONS, ...), **networks)
+
+
+def _check_training(options: Mapping, files: bool) -> None:
+    problems = Problems()
+    stage, found = None, options.get("model_type")
+    if isinstance(found, str) and found in MODEL_REGISTRY:
+        stage = MODEL_REGISTRY.get(found)
+    elif "model_type" in options:
+        problems.found.append(
+            Problem("model_type", f"unknown name '{found}'{nearest(str(found), MODEL_REGISTRY.keys())}")
+        )
     # What else is registered there, such as BasicSR's models, has options of its own.
-    if isinstance(model, type) and issubclass(model, TrainingModel):
-        _check_train(options["train"], model)
+    ours = hasattr(stage, "NETWORKS") and isinstance(getattr(stage, "OPTIONS", None), type)
+    own = dict(options)
+    for name in [key for key in options if key.startswith("network_") and key not in getattr(stage, "NETWORKS", ())]:
+        del own[name]
+        if ours:
+            text = f"{stage.__name__} has no such network{nearest(name, stage.NETWORKS)}"
+            problems.found.append(Problem(name, text))
+    with problems:
+        file = (training_file(stage) if ours else TrainingFile).read(own)
         if files:
-            _check_files(options)
-        check_networks(options, model, files)
-    if files:
-        check_roots(options)
-
-
-def _check_choice(section: Mapping, key: str, known: Iterable[str], where: str = "") -> None:
-    if key in section and section[key] not in known:
-        raise OptionError(f"{where}{key}: unknown value '{section[key]}'{nearest(str(section[key]), known)}")
-
-
-def _mapping(options: Mapping, key: str) -> Mapping:
-    section = options.get(key) or {}
-    if not isinstance(section, Mapping):
-        raise OptionError(f"{key}: expected a mapping of options, found {section!r}")
-    return section
-
-
-def check_dataset(options: Mapping, phase: str) -> None:
-    """Raises OptionError for a wrong name or argument in ``datasets.PHASE``; no picture is looked for."""
-    section, where = options["datasets"][phase], f"datasets.{phase}"
-    check_plugin(section, DATASET_REGISTRY, where)
-    # A dataset of somebody else's may mean another thing by the word.
-    ours = "degradation" in getattr(DATASET_REGISTRY.get(section["type"]), "OPTIONS", ())
-    if ours and section.get("degradation"):
-        _check_degradation(section["degradation"], f"{where}.degradation")
-
-
-def _check_degradation(section: Mapping, where: str) -> None:
-    check_keys(section, section if isinstance(section, Mapping) else (), where)
-    name = section.get("type", "Degradation")
-    if name not in DEGRADATIONS:
-        raise OptionError(f"{where}.type: unknown name '{name}'{nearest(str(name), DEGRADATIONS)}")
-    check_arguments({key: value for key, value in section.items() if key != "type"}, DEGRADATIONS[name], where)
-    try:
-        build_degradation(section)
-    except (KeyError, ValueError) as error:
-        raise OptionError(f"{where}: {error.args[0]}") from error
-
-
-def _check_train(train: Mapping, model: type[TrainingModel]) -> None:
-    check_keys(train, COMMON_TRAIN_KEYS | model.TRAIN_KEYS, "train")
-    for key, known in {"schedule": SCHEDULES, **model.TRAIN_CHOICES}.items():
-        _check_choice(train, key, known, "train.")
-    for key, defaults in model.TRAIN_SECTIONS.items():
-        check_keys(train.get(key) or {}, defaults, f"train.{key}")
-    for key in sorted(key for key in train if str(key).startswith("optim_")):
-        _check_optimizer(train[key], f"train.{key}")
-    for name, section in _mapping(train, "losses").items():
-        check_plugin(section, LOSS_REGISTRY, f"train.losses.{name}")
-
-
-def _check_optimizer(section: Mapping | None, where: str) -> None:
-    if section is None:
-        return  # one that the stage may not need; it says so itself
-    find_optimizer(section, where)
-
-
-def _check_files(options: Mapping) -> None:
-    for key, value in _mapping(options, "path").items():
-        shipped = re.fullmatch(r"\w+", str(value))  # a name such as default, which loading looks up
-        if key.startswith("pretrain_") and value is not None and not shipped and not Path(str(value)).is_file():
-            raise OptionError(
-                f"path.{key}: {value}: no such file of weights; train the stage that writes it, or give another"
-            )
+            problems.found += absent(file)
+        if ours:
+            check_networks(own, stage)
+    problems.tell()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Networks
 
 
-def check_networks(options: Mapping, model: type[TrainingModel], files: bool = True) -> dict[str, nn.Module]:
+def check_networks(options: Mapping, stage: type) -> dict[str, nn.Module]:
     """Builds the networks without memory for their weights (PyTorch's meta device), and sees whether they fit each other.
 
     Args:
-        files: as in :func:`checked_options`.
+        options: of a file whose sections are right. A morphable model that is not there yet is left out.
 
     Returns:
         The networks by name; without those that cannot be built so, such as ones that read a file.
 
     Raises:
-        OptionError: a network is missing, unknown to the stage, refuses an argument, or does not fit another or the data.
+        OptionError: a network is missing, refuses an argument, or does not fit another or the data.
     """
-    for name in sorted(key for key in options if str(key).startswith("network_")):
-        if name not in model.NETWORKS:
-            raise OptionError(f"{name}: {model.__name__} has no such network{nearest(name, model.NETWORKS)}")
-    unused = {"network_d"} if options["train"].get("gan", {}) is None else set()
-    built = {name: dry_network(options, name, model) for name in model.NETWORKS if name not in unused}
-    networks = {name: network for name, network in built.items() if network is not None}
-    _check_shape_network(options, networks, files)
-    _check_sizes(options, networks, model)
+    file = training_file(stage).read(options)
+    problems, networks = Problems(), {}
+    for name in stage.needed_networks(file.train):
+        with problems:
+            network = dry_network(options, name, stage)
+            if network is not None:
+                networks[name] = network
+    with problems:
+        _check_shape_network(file, networks)
+    problems.found += _sizes_that_differ(options, file, networks, stage)
+    problems.tell()
     return networks
 
 
-def dry_network(options: Mapping, name: str, model: type[TrainingModel]) -> nn.Module | None:
+def dry_network(options: Mapping, name: str, stage: type) -> nn.Module | None:
     """The network of one section on the meta device, or None if it cannot be built there."""
     section = options.get(name)
-    if not isinstance(section, Mapping):
-        raise OptionError(f"{name}: this section is missing; {model.__name__} needs {', '.join(model.NETWORKS)}")
-    if "type" not in section:
-        raise OptionError(f"{name}.type: this option is missing")
+    if section is None:
+        raise OptionError(f"{name}: this section is missing; {stage.__name__} needs {', '.join(stage.NETWORKS)}")
     try:
-        arch = find_arch(section["type"])
-        check_arguments({key: value for key, value in section.items() if key != "type"}, arch, name)
         with torch.device("meta"), _Uninitialised():
             return build_network(section)
-    except OptionError:
-        raise
     except ValueError as error:
         raise OptionError(f"{_blamed(section, name, str(error))}: {error}") from error
     except (NotImplementedError, RuntimeError, TypeError):
@@ -297,11 +206,11 @@ def _blamed(section: Mapping, where: str, message: str) -> str:
     return f"{where}.{named[0]}" if len(named) == 1 else where
 
 
-def _check_shape_network(options: Mapping, networks: Mapping[str, nn.Module], files: bool) -> None:
+def _check_shape_network(file: TrainingFile, networks: Mapping[str, nn.Module]) -> None:
     """The regressor's coefficients are those of the morphable model, and those that the generator takes."""
-    regressor, path = networks.get("network_shape"), _mapping(options, "path").get("morphable_model")
+    regressor, path = networks.get("network_shape"), file.path.morphable_model
     given = getattr(regressor, "coeff_dim", None)
-    if regressor is not None and (files or path is None or Path(str(path)).exists()):
+    if regressor is not None and (path is None or Path(path).exists()):
         try:
             model = MorphableModel.read(path) if path else MorphableModel.open()
         except (OSError, ValueError) as error:
@@ -315,17 +224,21 @@ def _check_shape_network(options: Mapping, networks: Mapping[str, nn.Module], fi
         raise OptionError(f"network_g.coeff_dim: is {wanted}, but network_shape gives {given} coefficients")
 
 
-def _check_sizes(options: Mapping, networks: Mapping[str, nn.Module], model: type[TrainingModel]) -> None:
+def _sizes_that_differ(
+    options: Mapping, file: TrainingFile, networks: Mapping[str, nn.Module], stage: type
+) -> Iterator[Problem]:
     """Pictures are as large as the generator makes them (larger where the stage shrinks them); so are the discriminator's."""
     if "network_g" not in networks:
         return
-    size = complete_options(options["network_g"]).get("size")
-    others = {"network_d": options["network_d"]} if "network_d" in networks else {}
-    found = {f"{name}.size": complete_options(section).get("size") for name, section in others.items()}
-    for phase, section in options["datasets"].items():
-        found[f"datasets.{phase}.size"] = section.get("size", size)
+    size, *judged = (
+        complete_options(options[name]).get("size") for name in ("network_g", "network_d") if name in networks
+    )
+    sets = {"train": file.datasets.train, "val": file.datasets.val}
+    found = {f"datasets.{phase}.size": getattr(section, "size", None) for phase, section in sets.items()}
+    if judged:
+        found["network_d.size"] = judged[0]
     for key, value in found.items():
-        if None in (size, value) or (model.SHRINKS_PICTURES and key.startswith("datasets.") and value > size):
+        if None in (size, value) or (stage.SHRINKS_PICTURES and key.startswith("datasets.") and value > size):
             continue
         if value != size:
-            raise OptionError(f"{key}: is {value}, but network_g makes pictures of {size} pixels")
+            yield Problem(key, f"is {value}, but network_g makes pictures of {size} pixels")

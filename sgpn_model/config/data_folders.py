@@ -1,9 +1,11 @@
 """``--data FOLDER``: the faces of an option file's datasets, where the file names none."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from sgpn_arch.by_name import options_of
+from sgpn_arch.errors import OptionError, Problem
 from sgpn_arch.registry import DATASET_REGISTRY
-from sgpn_model.config.reading import OptionError, Origins
+from sgpn_model.config.origins import Origins
 from sgpn_model.config.registries import fill_registries
 
 PHASES = {"train": "train", "val": "val", "test": "val"}  # of datasets -> which of the faces
@@ -24,7 +26,7 @@ def fill_roots(options: dict, origins: Origins, folders: Sequence[str]) -> None:
     if folders and not without:
         raise OptionError(
             "--data: has no effect, for every dataset names its own folder; change that: --set datasets.train.dataroot=FOLDER",
-            origins.top,
+            source=origins.top,
         )
     for phase in without:
         for key, value in {"dataroot": [str(folder) for folder in folders], "split": PHASES[phase]}.items():
@@ -32,21 +34,19 @@ def fill_roots(options: dict, origins: Origins, folders: Sequence[str]) -> None:
             origins.put(["datasets", phase, key], value, f"--data {' '.join(map(str, folders))}")
 
 
-def check_roots(options: dict) -> None:
-    """Raises OptionError where a dataset does not say where its faces are."""
-    for phase in _without_root(options):
-        raise OptionError(
-            f"datasets.{phase}.dataroot: this option is missing; name a folder, or add --data FOLDER. {HOW}"
-        )
+def missing_roots(options: Mapping) -> list[Problem]:
+    """A problem for each dataset that does not say where its faces are."""
+    text = f"this option is missing; name a folder, or add --data FOLDER. {HOW}"
+    return [Problem(f"datasets.{phase}.dataroot", text) for phase in _without_root(options)]
 
 
-def _without_root(options: dict) -> list[str]:
+def _without_root(options: Mapping) -> list[str]:
     """The phases whose dataset could take a folder with a split, and has none."""
     fill_registries()
     found = []
     for phase, section in options["datasets"].items() if isinstance(options.get("datasets"), dict) else ():
         if phase in PHASES and isinstance(section, dict) and section.get("type") in DATASET_REGISTRY:
-            known = getattr(DATASET_REGISTRY.get(section["type"]), "OPTIONS", ())
-            if {"dataroot", "split"} <= set(known) and not section.get("dataroot"):
+            model = options_of(DATASET_REGISTRY.get(section["type"]))
+            if model and {"dataroot", "split"} <= model.model_fields.keys() and not section.get("dataroot"):
                 found.append(phase)
     return found

@@ -2,7 +2,7 @@
 
 import torch
 
-from sgpn_model.config.reading import OptionError
+from sgpn_arch.errors import OptionError
 
 
 def choose_device(name: str) -> torch.device:

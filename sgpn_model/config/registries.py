@@ -1,10 +1,10 @@
-"""Fills the registries with all that an option file can name: stages, datasets, losses, metrics, BasicSR's and plugins."""
+"""Fills the registries with all that an option file can name: networks, stages, datasets, losses, metrics, also of plugins."""
 
 import importlib
 import pkgutil
 
 import sgpn_data
-from sgpn_arch import load_plugins
+from sgpn_arch import load_plugins, register_archs
 from sgpn_arch.registry import load_basicsr
 
 
@@ -14,6 +14,7 @@ def fill_registries() -> None:
     By name and not by import statement: what is registered may lie in a higher room than this one.
     """
     load_basicsr()
+    register_archs()
     train = importlib.import_module("sgpn_model.train")
     for module in pkgutil.iter_modules(train.__path__):
         if module.name.endswith("_model"):

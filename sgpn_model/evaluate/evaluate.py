@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from sgpn_arch.by_name import build
+from sgpn_arch.errors import OptionError
 from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_arch.fusion_arch import mask_pictures
 from sgpn_arch.registry import METRIC_REGISTRY
 from sgpn_data.photos import READ_SUFFIXES, ImageError, read_photo, write_picture
 from sgpn_data.tensors import to_images, to_tensor
-from sgpn_model.config.checking import check_dataset
-from sgpn_model.config.data_folders import check_roots, fill_roots
+from sgpn_model.config.checking import checked_options
 from sgpn_model.config.device import choose_device
-from sgpn_model.config.reading import TOP_LEVEL, OptionError, build, check_keys, check_numbers, read_options
-from sgpn_model.config.registries import fill_registries
+from sgpn_model.config.sections import RestorerOptions, TestingFile
 from sgpn_model.evaluate.metrics import MetricUnavailable, landmark_error, psnr, rendering_error
 from sgpn_model.evaluate.report import (
     INPUT,
@@ -37,13 +37,11 @@ from sgpn_model.evaluate.report import (
     markdown,
     write_report,
 )
-from sgpn_model.restore.fidelity import checked_fidelity, taken_back
+from sgpn_model.restore.fidelity import taken_back
 from sgpn_model.train.batches import build_dataset, evaluation_batches
 from sgpn_model.weights.pretrained import find_weights, load_networks
 
 LOGGER = logging.getLogger("sgpn")
-KEYS = {"name", "device", "num_threads", "datasets", "restorers", "judge", "metrics"}
-REQUIRED = ("name", "datasets", "metrics")
 # What GFPGAN and others append to the name of an aligned picture's restoration: the number of the face in it.
 FIRST_FACE = "_00"
 # How many missing pictures are named.
@@ -103,26 +101,22 @@ def evaluate(
     Raises:
         OptionError, CheckpointError, CatalogueError: before any picture is scored.
     """
-    opt, origins = read_options(options_path, overrides)
+    opt, origins = checked_options(options_path, overrides, "test", data=data)
     with origins.named():
-        fill_registries()
-        fill_roots(opt, origins, data)
-        check_testing(opt)
-        check_roots(opt)
         opt["restorers"] = {**(opt.get("restorers") or {}), **(restorers or {})}
-        check_restorers(opt["restorers"])
-        place = choose_device(device or opt.get("device", "auto"))
+        file = TestingFile.read(opt)
+        place = choose_device(device or file.device)
         dataset = build_dataset(opt["datasets"]["test"], "test")
-    if opt.get("num_threads"):
-        torch.set_num_threads(opt["num_threads"])
+    if file.num_threads:
+        torch.set_num_threads(file.num_threads)
     scores = Scores(options=opt, device=str(place))
-    metrics = _build_metrics(opt["metrics"], place, scores)
-    rows = _load_restorers(opt["restorers"], place, scores)
-    judge = load_networks(opt.get("judge", "default"))[1].eval().to(place)
+    metrics = _build_metrics(file.metrics, place, scores)
+    rows = _load_restorers(file.restorers, place, scores)
+    judge = load_networks(file.judge)[1].eval().to(place)
     if save_inputs:
         _check_inputs_folder(Path(save_inputs), dataset)
     scorer = _Scorer(scores, rows, metrics, judge, chosen_faces(len(dataset)), save_inputs)
-    for batch in tqdm(evaluation_batches(dataset, opt["datasets"]["test"]), desc="testing", unit="batch"):
+    for batch in tqdm(evaluation_batches(dataset, file.datasets.test), desc="testing", unit="batch"):
         scorer.add(_to(batch, place))
     scorer.finish()
     return scores
@@ -147,47 +141,6 @@ def parse_restorers(arguments: Iterable[str]) -> dict[str, str]:
     return restorers
 
 
-def check_testing(opt: Mapping) -> None:
-    """Raises OptionError where ``sgpn test`` cannot use these options; no file is looked for."""
-    for key in opt:
-        if key in TOP_LEVEL - KEYS - {"manual_seed"} or str(key).startswith("network_"):
-            raise OptionError(f"{key}: has no meaning for `sgpn test`, which takes {', '.join(sorted(KEYS))}")
-    if "manual_seed" in opt:
-        raise OptionError(
-            "manual_seed: has no effect in a test: the degradations' seed is datasets.test.seed, and nothing else is drawn"
-        )
-    check_keys(opt, KEYS, "")
-    for key in REQUIRED:
-        if not opt.get(key):
-            raise OptionError(f"{key}: this option is missing")
-    check_keys(opt["datasets"], {"test"}, "datasets")
-    if "test" not in opt["datasets"]:
-        raise OptionError("datasets.test: this section is missing")
-    check_numbers(opt)
-    check_dataset(opt, "test")
-    if not isinstance(opt["metrics"], list):
-        raise OptionError(f"metrics: expected a list of names, found {opt['metrics']!r}")
-    # BasicSR's metrics are functions with a signature of their own.
-    known = {name for name, metric in METRIC_REGISTRY if isinstance(metric, type)}
-    check_keys(dict.fromkeys(opt["metrics"]), known, "metrics")
-    check_restorers(opt.get("restorers") or {})
-
-
-def check_restorers(restorers: Mapping) -> None:
-    """Raises OptionError unless these are names of rows and places."""
-    if not isinstance(restorers, Mapping):
-        raise OptionError(f"restorers: expected a mapping of names to weights or folders, found {restorers!r}")
-    for name, place in restorers.items():
-        if name in (INPUT, TRUTH):
-            raise OptionError(f"restorers.{name}: the table has a row of this name already; choose another")
-        if isinstance(place, Mapping):
-            check_keys(place, {"weights", "fidelity"}, f"restorers.{name}")
-            checked_fidelity(place.get("fidelity", "auto"))
-            place = place.get("weights")
-        if not isinstance(place, str) or not place:
-            raise OptionError(f"restorers.{name}: expected weights or a folder, found {place!r}")
-
-
 def _to(batch: dict, device: torch.device) -> dict:
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
@@ -209,11 +162,12 @@ def _build_metrics(names: Iterable[str], device: torch.device, scores: Scores) -
     return metrics
 
 
-def _load_restorers(opt: Mapping[str, Any], device: torch.device, scores: Scores) -> dict[str, Callable]:
+def _load_restorers(
+    restorers: Mapping[str, RestorerOptions], device: torch.device, scores: Scores
+) -> dict[str, Callable]:
     rows: dict[str, Callable] = {}
-    for name, given in opt.items():
-        fidelity = given.get("fidelity", "auto") if isinstance(given, Mapping) else "auto"
-        place = given["weights"] if isinstance(given, Mapping) else given
+    for name, options in restorers.items():
+        place = options.weights
         if Path(place).is_dir():
             rows[name] = FolderRestorer(place)
             continue
@@ -222,7 +176,7 @@ def _load_restorers(opt: Mapping[str, Any], device: torch.device, scores: Scores
         except ValueError as error:
             scores.leave_out(f"the row '{name}': {error}; nor is it a folder")
             continue
-        rows[name] = CropRestorer(place, device, fidelity)
+        rows[name] = CropRestorer(place, device, options.fidelity)
     return rows
 
 

@@ -19,10 +19,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sgpn_arch.registry import METRIC_REGISTRY
 from sgpn_data.photos import write_picture
+from sgpn_model.config.sections import INPUT, TRUTH
 from sgpn_model.train.batches import mean_of_known
 
 LOGGER = logging.getLogger("sgpn")
-INPUT, TRUTH = "degraded input", "ground truth"
 LANDMARK_ERROR = "landmark_error"
 PRIOR_LANDMARK_ERROR, PRIOR_RENDERING_ERROR = "prior_landmark_error", "prior_rendering_error"
 # What is measured without being asked for: its unit. Lower is better.

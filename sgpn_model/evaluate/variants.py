@@ -10,9 +10,9 @@ from statistics import mean
 import numpy as np
 import yaml
 
+from sgpn_arch.errors import OptionError
 from sgpn_data.photos import write_picture
 from sgpn_model.config.checking import checked_options
-from sgpn_model.config.reading import OptionError
 from sgpn_model.evaluate.evaluate import evaluate
 from sgpn_model.evaluate.report import Scores, heading, picture_grid, write_report
 from sgpn_model.train import loop as train
@@ -91,7 +91,7 @@ def plan(
     runs = []
     for seed in seeds:
         for path in paths:
-            options, _ = checked_options(path, [*overrides, *_assignments(output, seed)], training=True, data=data)
+            options, _ = checked_options(path, [*overrides, *_assignments(output, seed)], "train", data=data)
             folder = output / f"seed_{seed}" / options["name"]
             checkpoint = folder / "models" / f"{options['name']}_{options['train']['total_iter']}.safetensors"
             runs.append(Run(options["name"], seed, str(path), options, folder, checkpoint))

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from sgpn_arch.errors import nearest
 from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_arch.files import write_atomically
 from sgpn_data.alignment import TEMPLATES, align_face, similarity_scale, transform_points
-from sgpn_data.checks import check_choice
 from sgpn_data.detection import Detector, build_detector
 from sgpn_data.face_dataset import LANDMARKS_FILE
 from sgpn_data.photos import ImageError, read_photo, write_picture
@@ -131,10 +131,8 @@ def _check_arguments(folder: Path, size: int, template: str, min_pixels: int | N
         raise InputError(f"{folder}: is a file; -o takes a folder")
     if size < 16 or (min_pixels is not None and min_pixels < 1):
         raise InputError("--size takes 16 or more pixels, --min-pixels 1 or more")
-    try:
-        check_choice(template, TEMPLATES, "--template")
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    if template not in TEMPLATES:
+        raise InputError(f"--template: unknown value '{template}'{nearest(template, TEMPLATES)}")
 
 
 def _known_landmarks(folder: Path) -> dict[str, list]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sgpn_model.config.reading import OptionError
+from sgpn_arch.errors import OptionError
 
 # What the finest detail measures beside the next finer one, in a photo without detail of its own and in one that has it;
 # measured on 45 faces of 256 px at each level: severe 0.27-0.30, medium 0.30-0.46, mild 0.39-1.0, untouched 0.7-1.0

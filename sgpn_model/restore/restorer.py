@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgpn_arch.errors import OptionError
 from sgpn_arch.face3d.shape_prior import ShapePrior, ShapeResult
 from sgpn_arch.fusion_arch import mask_pictures
 from sgpn_data import released_protocol
@@ -28,7 +29,6 @@ from sgpn_data.detection import Detection, Detector, build_detector
 from sgpn_data.masks import fill_hole
 from sgpn_data.tensors import to_images, to_tensor
 from sgpn_model.config.device import choose_device
-from sgpn_model.config.reading import OptionError
 from sgpn_model.restore.fidelity import checked_fidelity, taken_back
 from sgpn_model.restore.stream import stream
 from sgpn_model.weights.checkpoint import load_checkpoint

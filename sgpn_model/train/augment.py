@@ -13,25 +13,71 @@ batch's largest transformation reaches, at most by the picture's size.
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Le
+from pydantic import model_validator
 from torch import Tensor
 from torch.nn import functional
 
-KINDS = (
-    "flip",
-    "quarter_turn",
-    "shift",
-    "scale",
-    "rotate",
-    "stretch",
-    "subpixel_shift",
-    "brightness",
-    "contrast",
-    "luma_flip",
-    "hue",
-    "saturation",
-)
+from sgpn_arch.errors import OptionError
+from sgpn_arch.ranges import Count, Fraction
+from sgpn_arch.schema import Options
+
+
+class KindOptions(Options):
+    """``train.augment.kinds``: factor on p for each kind. Aligned faces never lie on their side, hence no quarter turns."""
+
+    flip: Fraction = 1.0
+    """Mirrored left to right."""
+    quarter_turn: Fraction = 0.0
+    """Turned by multiples of 90 degrees."""
+    shift: Fraction = 1.0
+    """Moved by whole pixels."""
+    scale: Fraction = 1.0
+    """Made larger or smaller."""
+    rotate: Fraction = 1.0
+    """Turned by any angle."""
+    stretch: Fraction = 1.0
+    """Made larger in one direction and smaller across it."""
+    subpixel_shift: Fraction = 1.0
+    """Moved by parts of pixels."""
+    brightness: Fraction = 1.0
+    """Made brighter or darker."""
+    contrast: Fraction = 1.0
+    """Differences from grey made larger or smaller."""
+    luma_flip: Fraction = 1.0
+    """Light made dark, colours kept."""
+    hue: Fraction = 1.0
+    """Colours turned about the grey axis."""
+    saturation: Fraction = 1.0
+    """Made more or less colourful."""
+
+
+class AugmentOptions(Options):
+    """``train.augment``: adaptive augmentation. For a folder of a few hundred faces, ramp_images of some 100000 is quicker."""
+
+    p: Fraction = 0.0
+    """Probability of each kind to start from; at most max_p."""
+    target: Annotated[float, Ge(-1), Le(1)] | None = 0.6
+    """Of the discriminator's overfitting r_t; ~ keeps p as it is."""
+    ramp_images: Count = 500_000
+    """Real pictures seen by the discriminator in which p can go from 0 to 1."""
+    every: Count = 4
+    """Updates between two moves of p."""
+    max_p: Fraction = 0.8
+    """The greatest p (a choice of ours: the paper finds that above it the made pictures begin to look augmented themselves)."""
+    kinds: KindOptions = KindOptions()
+    """Factors on p."""
+
+    @model_validator(mode="after")
+    def _begins_within_its_limit(self) -> "AugmentOptions":
+        if self.p > self.max_p:
+            raise OptionError(f"p: is {self.p}, above max_p, which is {self.max_p}")
+        return self
+
+
 # Strengths of the paper. Shifts are parts of the picture's size; factors are 2 to the power of a normal number with this
 # deviation.
 SHIFT_MAX = 0.125
@@ -91,21 +137,11 @@ class Augmentation:
     """Draws views and applies them. Every kind is drawn by itself, with a probability of p times its factor.
 
     Args:
-        kinds: kind -> factor on p (1 for those that are not named, but 0 for ``quarter_turn``: aligned faces never lie
-            on their side, and there are enough other kinds). See KINDS.
-
-    Raises:
-        ValueError: a kind is unknown, or its factor is not from 0 to 1.
+        kinds: factor on p for each.
     """
 
-    def __init__(self, kinds: dict[str, float] | None = None):
-        self.factors = {kind: 0.0 if kind == "quarter_turn" else 1.0 for kind in KINDS}
-        for kind, factor in (kinds or {}).items():
-            if kind not in self.factors:
-                raise ValueError(f"unknown kind of augmentation '{kind}'; there are {', '.join(KINDS)}")
-            if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 <= factor <= 1:
-                raise ValueError(f"{kind}: expected a factor on the probability from 0 to 1, found {factor!r}")
-            self.factors[kind] = float(factor)
+    def __init__(self, kinds: KindOptions | None = None):
+        self.factors: dict[str, float] = dict(kinds or KindOptions())
 
     def __call__(self, images: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor:
         """Augments every picture by itself.
@@ -407,43 +443,27 @@ class AdaptiveProbability:
     each. If r_t is above the target p rises, else it falls, by as much as brings it from 0 to 1 in ``ramp_images``.
 
     Args:
-        p: where it starts. target: of r_t; None keeps p as it is. ramp_images: real pictures seen by the discriminator.
-        every: updates between two moves. max_p: the greatest p (0.8, a choice of ours: the paper finds that above it the
-            made pictures begin to look augmented themselves).
+        options: where p starts, and how it moves.
 
     Attributes:
         p: the present probability. overfitting: r_t at the last move, 0 before.
-
-    Raises:
-        ValueError: an argument is out of range.
     """
 
-    def __init__(
-        self,
-        p: float = 0.0,
-        target: float | None = 0.6,
-        ramp_images: int = 500_000,
-        every: int = 4,
-        max_p: float = 0.8,
-    ):
-        checks = (("p", p, 0, max_p), ("max_p", max_p, 0, 1), ("ramp_images", ramp_images, 1, math.inf))
-        checks += (("every", every, 1, math.inf), ("target", 0 if target is None else target, -1, 1))
-        for name, value, low, high in checks:
-            if not low <= value <= high:
-                raise ValueError(f"{name} is {value!r}; expected {low} to {high}")
-        self.p, self.target, self.ramp_images, self.every, self.max_p = float(p), target, ramp_images, every, max_p
-        self.overfitting = 0.0
+    def __init__(self, options: AugmentOptions | None = None):
+        self.options = options or AugmentOptions()
+        self.p, self.overfitting = self.options.p, 0.0
         self._updates, self._signs, self._count = 0, 0.0, 0.0
 
     def update(self, signs: float, count: float) -> None:
         """Takes the sum of sign(D(real)) over ``count`` real pictures; moves p if it is time."""
         self._updates, self._signs, self._count = self._updates + 1, self._signs + signs, self._count + count
-        if self._updates < self.every:
+        options = self.options
+        if self._updates < options.every:
             return
         self.overfitting = self._signs / self._count
-        if self.target is not None:
-            direction = (self.overfitting > self.target) - (self.overfitting < self.target)
-            self.p = min(max(self.p + direction * self._count / self.ramp_images, 0.0), self.max_p)
+        if options.target is not None:
+            direction = (self.overfitting > options.target) - (self.overfitting < options.target)
+            self.p = min(max(self.p + direction * self._count / options.ramp_images, 0.0), options.max_p)
         self._updates, self._signs, self._count = 0, 0.0, 0.0
 
     def state_dict(self) -> dict[str, float]:

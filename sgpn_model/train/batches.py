@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from sgpn_arch.by_name import check_plugin
+from sgpn_arch.errors import OptionError
 from sgpn_arch.registry import DATASET_REGISTRY
-from sgpn_model.config.reading import OptionError, check_plugin
+from sgpn_data.face_dataset import LoaderOptions
 
 
 def build_dataset(opt: dict, phase: str) -> Dataset:
@@ -22,6 +24,8 @@ def build_dataset(opt: dict, phase: str) -> Dataset:
     check_plugin(opt, DATASET_REGISTRY, where)
     try:
         return DATASET_REGISTRY.get(opt["type"])({**opt, "phase": phase})
+    except OptionError:
+        raise
     except (KeyError, ValueError, FileNotFoundError) as error:
         raise OptionError(f"{where}: {error.args[0]}") from error
 
@@ -135,7 +139,7 @@ class TrainingBatches:
     def __init__(
         self,
         dataset: Dataset,
-        opt: dict,
+        opt: LoaderOptions,
         seed: int,
         step: int,
         accumulate: int = 1,
@@ -143,7 +147,7 @@ class TrainingBatches:
         world: int = 1,
         pin: bool = False,
     ):
-        batch_size = opt.get("batch_size_per_gpu", 8)
+        batch_size = opt.batch_size_per_gpu
         order = BatchSampler(len(dataset), batch_size, seed, step, accumulate, rank, world)
         if not order.per_epoch:
             total = f" x {order.shares} = {order.per_step}" if order.shares > 1 else ""
@@ -157,7 +161,7 @@ class TrainingBatches:
         self._loader = DataLoader(
             Draws(dataset, seed),
             batch_sampler=order,
-            num_workers=opt.get("num_worker_per_gpu", 0),
+            num_workers=opt.num_worker_per_gpu,
             generator=own,
             pin_memory=pin,
             worker_init_fn=_begin_worker,
@@ -181,14 +185,13 @@ class TrainingBatches:
         self._batches = None
 
 
-def evaluation_batches(dataset: Dataset, opt: dict) -> DataLoader:
+def evaluation_batches(dataset: Dataset, opt: LoaderOptions) -> DataLoader:
     """Every item once, in order; leaves the global random numbers alone."""
-    workers = opt.get("num_worker_per_gpu", 0)
     generator = torch.Generator().manual_seed(0)
     return DataLoader(
         dataset,
-        opt.get("batch_size_per_gpu", 8),
-        num_workers=workers,
+        opt.batch_size_per_gpu,
+        num_workers=opt.num_worker_per_gpu,
         generator=generator,
         worker_init_fn=_begin_worker,
     )

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sgpn_model.config.reading import OptionError
+from sgpn_arch.errors import OptionError
 
 T = TypeVar("T")
 

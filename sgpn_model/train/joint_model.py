@@ -1,103 +1,128 @@
 """SGPNModel, the joint stage: generator, discriminator and regressor trained together on degraded faces."""
 
 import copy
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sgpn_arch.errors import nearest
+from sgpn_arch.by_name import build
+from sgpn_arch.errors import OptionError, Problem
 from sgpn_arch.face3d.shape_prior import Mesh, ShapePrior, ShapeResult
 from sgpn_arch.fusion_arch import mask_pictures
+from sgpn_arch.ranges import Amount, Count, Told, Whole
 from sgpn_arch.registry import LOSS_REGISTRY, MODEL_REGISTRY
-from sgpn_model.config.reading import OptionError, build, check_keys
+from sgpn_arch.schema import Options
+from sgpn_model.config.sections import Loss
 from sgpn_model.evaluate.metrics import landmark_error, perceptual_mnv2, psnr
 from sgpn_model.train.initialise import grow, initialise_from_prior, start_from_input
 from sgpn_model.train.losses import landmark_loss_3d, mesh_loss, nonsaturating_loss, r1_penalty
-from sgpn_model.train.training_model import TrainingModel
+from sgpn_model.train.optimizers import Optimizer
+from sgpn_model.train.training_model import TrainingModel, TrainOptions
 
-LANDMARK_FRAMES = ("shape", "posed")
-GAN_DEFAULTS = {"loss_weight": 1.0, "r1_weight": 10.0, "r1_every": 16, "start_iter": 0}
+
+class GanOptions(Options):
+    """``train.gan``: the adversarial loss, non-saturating, with lazy R1."""
+
+    loss_weight: Amount = 1.0
+    """Of L_adv."""
+    r1_weight: Amount = 10.0
+    """Of R1."""
+    r1_every: Count = 16
+    """Steps between evaluations of R1, which then counts as many times."""
+    start_iter: Whole = 0
+    """Steps that train without L_adv first, which spares half of a short run's time (a choice of ours)."""
+
+
+class JointOptions(TrainOptions):
+    """``train`` of SGPNModel."""
+
+    losses: Annotated[dict[str, Loss], Field(min_length=1), Told("a mapping such as {pixel: {type: L1Loss}}")]
+    """Name -> the image losses that make up L_rec; each takes (output, truth)."""
+    gan: GanOptions | None = GanOptions()
+    """The adversarial loss; ~ leaves it out."""
+    landmark_weight: Amount = 100.0
+    """Of L_3dlm; the frozen regressor compares the output's 68 3D landmarks with the truth's."""
+    landmark_frame: Literal["shape", "posed"] = "shape"
+    """Landmarks as identity and expression place them, before the head's pose, or after it. The paper does not say; at its
+    weight, the posed ones' gradient, most of it from the barely visible distance of the head, is some fifty times the
+    perceptual loss's and wrecks the picture."""
+    landmark_start_iter: Whole = 0
+    """Steps before L_3dlm counts: landmarks of an output that is no face yet mean little."""
+    landmark_every: Count = 1
+    """Steps between evaluations of L_3dlm, which then counts as many times, as lazy R1 does."""
+    mesh_weight: Amount = 100.0
+    """Of L_mesh; the regressor on the degraded photo against the frozen one on the good photo."""
+    train_shape: bool = True
+    """Whether the regressor learns; otherwise it stays frozen and L_mesh is left out."""
+    start_from_input: bool = False
+    """The fresh generator's output is its input; see initialise.py."""
+    optim_g: Optimizer
+    """The generator's optimiser."""
+    optim_d: Optimizer | None = None
+    """The discriminator's."""
+    optim_shape: Optimizer | None = None
+    """The regressor's."""
+
+    @model_validator(mode="after")
+    def _whoever_learns_has_an_optimiser(self) -> "JointOptions":
+        wanted = {"optim_d": self.gan is not None, "optim_shape": self.train_shape}
+        missing = [name for name, learns in wanted.items() if learns and getattr(self, name) is None]
+        if missing:
+            text = "this section is missing; write for instance {type: Adam, lr: 2.0e-3}"
+            raise OptionError(*(Problem(name, text) for name in missing))
+        return self
 
 
 @MODEL_REGISTRY.register()
 class SGPNModel(TrainingModel):
-    """L = L_rec + L_adv + 100 L_3dlm + 100 L_mesh (SGPN, section 3.3).
-
-    ``train`` options:
-      losses            name -> {type, arguments}: the image losses that make up L_rec; each takes (output, truth)
-      gan               loss_weight (1), r1_weight (10), r1_every (16), start_iter (0): steps before it train without
-                        L_adv, which spares half of a short run's time (a choice of ours); ~ leaves L_adv out
-      landmark_weight   of L_3dlm (100); the frozen regressor compares the output's 68 3D landmarks with the truth's
-      landmark_frame    "shape" (default): as identity and expression place them, before the head's pose; "posed": after
-                        it. The paper does not say; at its weight, the posed ones' gradient, most of it from the barely
-                        visible distance of the head, is some fifty times the perceptual loss's and wrecks the picture
-      landmark_start_iter  steps before L_3dlm counts (0): landmarks of an output that is no face yet mean little
-      landmark_every    steps between evaluations of L_3dlm (1), which then counts as many times, as lazy R1 does
-      mesh_weight       of L_mesh (100); the regressor on the degraded photo against the frozen one on the good photo
-      train_shape       whether the regressor learns (true); otherwise it stays frozen and L_mesh is left out
-      start_from_input  (false) the fresh generator's output is its input; see initialise.py
-      optim_g, optim_d, optim_shape   optimisers
-    """
+    """L = L_rec + L_adv + 100 L_3dlm + 100 L_mesh (SGPN, section 3.3)."""
 
     NETWORKS = ("network_g", "network_d", "network_shape")
+    OPTIONS = JointOptions
     SHRINKS_PICTURES = True
-    TRAIN_KEYS = frozenset(
-        {
-            "losses",
-            "gan",
-            "landmark_weight",
-            "landmark_frame",
-            "landmark_every",
-            "landmark_start_iter",
-            "mesh_weight",
-            "train_shape",
-            "start_from_input",
-            "optim_g",
-            "optim_d",
-            "optim_shape",
-        }
-    )
-    TRAIN_SECTIONS = {"gan": GAN_DEFAULTS}
-    TRAIN_CHOICES = {"landmark_frame": LANDMARK_FRAMES}
+
+    @classmethod
+    def needed_networks(cls, train: JointOptions) -> tuple[str, ...]:
+        """No discriminator where there is no adversarial loss."""
+        return tuple(name for name in cls.NETWORKS if name != "network_d" or train.gan is not None)
 
     def build(self) -> None:
         """Generator, regressor and its frozen copy, and the discriminator where there is an adversarial loss."""
-        path = self.opt.get("path") or {}
-        train = self.train_opt
-        shape = self.network("network_shape", path.get("pretrain_network_shape"))
+        path, train = self.file.path, self.train_opt
+        shape = self.network("network_shape", path.pretrain_network_shape)
         self.networks["network_shape"] = shape
-        self.networks["network_g"] = self.network("network_g", path.get("pretrain_network_g"))
-        if path.get("pretrain_prior"):
-            if path.get("pretrain_network_g"):
+        self.networks["network_g"] = self.network("network_g", path.pretrain_network_g)
+        if path.pretrain_prior:
+            if path.pretrain_network_g:
                 raise OptionError("path.pretrain_prior: would overwrite path.pretrain_network_g; give one of the two")
-            initialise_from_prior(self.networks["network_g"], path["pretrain_prior"])
-        if train.get("start_from_input"):
+            initialise_from_prior(self.networks["network_g"], path.pretrain_prior)
+        if train.start_from_input:
             start_from_input(self.networks["network_g"])
-        if path.get("grow_from"):
-            grow(self.networks["network_g"], path["grow_from"])
+        if path.grow_from:
+            grow(self.networks["network_g"], path.grow_from)
         self.size = self.networks["network_g"].size
         self.prior = self.shape_prior(shape)
         self._check_coefficients()
         self.frozen_prior = self.shape_prior(copy.deepcopy(shape).eval().requires_grad_(False))
-        self.train_shape = train.get("train_shape", True)
-        shape.requires_grad_(self.train_shape)
+        shape.requires_grad_(train.train_shape)
         # Batches of a generator are too small for batch statistics, so the regressor keeps its own.
         shape.eval()
         self.average("network_g")
-        self.optimizer("optim_g", self.networks["network_g"].parameters(), train.get("optim_g"))
-        if self.train_shape:
-            self.optimizer("optim_shape", shape.parameters(), train.get("optim_shape"))
-        if not train.get("losses"):
-            raise OptionError("train.losses: this section is missing; write for instance {pixel: {type: L1Loss}}")
+        self.optimizer("optim_g", self.networks["network_g"].parameters(), train.optim_g)
+        if train.train_shape:
+            self.optimizer("optim_shape", shape.parameters(), train.optim_shape)
         self.image_losses = {
             name: build(opt, LOSS_REGISTRY, f"train.losses.{name}").to(self.device)
-            for name, opt in train["losses"].items()
+            for name, opt in train.losses.items()
         }
-        frame = train.get("landmark_frame", "shape")
-        if frame not in LANDMARK_FRAMES:
-            raise OptionError(f"train.landmark_frame: unknown value '{frame}'{nearest(str(frame), LANDMARK_FRAMES)}")
-        self.gan = self._build_discriminator(train.get("gan", {}))
+        self.gan = train.gan
+        if self.gan is not None:
+            self.networks["network_d"] = self.network("network_d", path.pretrain_network_d)
+            self.optimizer("optim_d", self.networks["network_d"].parameters(), train.optim_d)
+            self.networks["network_d"].requires_grad_(False)  # but in its own step
         self.metrics = {"psnr": psnr(), "perceptual_mnv2": perceptual_mnv2().to(self.device)}
 
     def _check_coefficients(self) -> None:
@@ -105,23 +130,13 @@ class SGPNModel(TrainingModel):
         if wanted not in (None, given):
             raise OptionError(f"network_g.coeff_dim: is {wanted}, but network_shape gives {given} coefficients")
 
-    def _build_discriminator(self, gan: dict | None) -> dict | None:
-        if gan is None:
-            return None
-        check_keys(gan, GAN_DEFAULTS, "train.gan")
-        path = self.opt.get("path") or {}
-        self.networks["network_d"] = self.network("network_d", path.get("pretrain_network_d"))
-        self.optimizer("optim_d", self.networks["network_d"].parameters(), self.train_opt.get("optim_d"))
-        self.networks["network_d"].requires_grad_(False)  # but in its own step
-        return {**GAN_DEFAULTS, **gan}
-
     def describe(self) -> dict:
         """What restoring needs beside the networks."""
-        data = self.opt["datasets"]["train"]
+        data = self.file.datasets.train
         return {
-            "task": "restore" if data.get("inpaint") is None else "inpaint",
+            "task": "restore" if getattr(data, "inpaint", None) is None else "inpaint",
             "protocol": self.prior.protocol,
-            "template": data.get("template", "ffhq"),
+            "template": getattr(data, "template", "ffhq"),
             "size": self.networks["network_g"].size,
         }
 
@@ -148,7 +163,7 @@ class SGPNModel(TrainingModel):
     def optimize_parameters(self, step: int) -> None:
         """One step of generator and regressor, then one of the discriminator."""
         self.log = {}
-        adversarial = self.gan is not None and step >= self.gan["start_iter"]
+        adversarial = self.gan is not None and step >= self.gan.start_iter
         output = self._generator_step(adversarial, step)
         if adversarial:
             self._discriminator_step(output.detach(), step)
@@ -156,16 +171,16 @@ class SGPNModel(TrainingModel):
 
     def _generator_step(self, adversarial: bool, step: int) -> Tensor:
         truth = self.batch["hq"]
-        with torch.set_grad_enabled(self.train_shape):
+        with torch.set_grad_enabled(self.train_opt.train_shape):
             shape = self._input_shape()
         output = self._restore(self.networks["network_g"], shape)
         parts = {name: loss(output, truth) for name, loss in self.image_losses.items()}
         parts.update(self._shape_losses(output, shape, step))
         if adversarial:
-            parts["adv"] = self.gan["loss_weight"] * nonsaturating_loss(self._judge(output), real=True)
+            parts["adv"] = self.gan.loss_weight * nonsaturating_loss(self._judge(output), real=True)
         self.log.update({f"l_{name}": value.item() for name, value in parts.items()})
         total = sum(parts.values())
-        self.step_optimizer(["optim_g", "optim_shape"] if self.train_shape else "optim_g", total)
+        self.step_optimizer(["optim_g", "optim_shape"] if self.train_opt.train_shape else "optim_g", total)
         return output
 
     def _shape(self, prior: ShapePrior, images: Tensor) -> ShapeResult:
@@ -196,10 +211,11 @@ class SGPNModel(TrainingModel):
             return self.networks["network_d"](images).float()
 
     def _shape_losses(self, output: Tensor, shape: ShapeResult, step: int) -> dict[str, Tensor]:
-        every = self.train_opt.get("landmark_every", 1)
-        counts = step >= self.train_opt.get("landmark_start_iter", 0) and step % every == 0
-        landmark_weight = self.train_opt.get("landmark_weight", 100.0) if counts else 0.0
-        mesh_weight = self.train_opt.get("mesh_weight", 100.0) if self.train_shape else 0.0
+        train = self.train_opt
+        every = train.landmark_every
+        counts = step >= train.landmark_start_iter and step % every == 0
+        landmark_weight = train.landmark_weight if counts else 0.0
+        mesh_weight = train.mesh_weight if train.train_shape else 0.0
         if not (landmark_weight or mesh_weight):
             return {}
         with torch.no_grad():
@@ -215,12 +231,12 @@ class SGPNModel(TrainingModel):
         return losses
 
     def _framed(self, mesh: Mesh) -> Tensor:
-        return mesh.vertices if self.train_opt.get("landmark_frame", "shape") == "posed" else mesh.shape
+        return mesh.vertices if self.train_opt.landmark_frame == "posed" else mesh.shape
 
     def _discriminator_step(self, fake: Tensor, step: int) -> None:
         discriminator = self.networks["network_d"]
         real = self.batch["hq"]
-        lazy = self.gan["r1_weight"] and step % self.gan["r1_every"] == 0
+        lazy = self.gan.r1_weight and step % self.gan.r1_every == 0
         discriminator.requires_grad_(True)
         loss = nonsaturating_loss(self._judge(real), real=True) + nonsaturating_loss(self._judge(fake), real=False)
         self.log["l_d"] = loss.item()
@@ -235,7 +251,7 @@ class SGPNModel(TrainingModel):
         with self.uncompiled(discriminator):
             penalty = r1_penalty(discriminator(images), images)
         self.log["l_r1"] = penalty.item()
-        return self.gan["r1_weight"] / 2 * self.gan["r1_every"] * penalty
+        return self.gan.r1_weight / 2 * self.gan.r1_every * penalty
 
     @torch.no_grad()
     def validate_batch(self) -> tuple[dict[str, list[float]], Tensor]:

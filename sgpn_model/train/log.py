@@ -10,20 +10,19 @@ import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import torch
 import yaml
 
+from sgpn_arch.errors import OptionError
 from sgpn_arch.files import write_atomically
 from sgpn_data.tensors import to_images
-from sgpn_model.config.reading import OptionError, check_keys
+from sgpn_model.config.sections import TrainingFile, WandbOptions
 from sgpn_model.train import distributed
 
 LOGGER = logging.getLogger("sgpn")
-WANDB_KEYS = {"project", "entity", "name", "group", "job_type", "tags", "notes", "mode", "id"}
 
 
 class RunningMeans:
@@ -55,12 +54,13 @@ class RunLog:
     """Console, ``log/train.jsonl``, TensorBoard, Weights & Biases and pictures of one run.
 
     Args:
-        folder: the experiment's. opt: all options. step: where the run begins; what was logged after it, before the run
+        folder: the experiment's. opt: all options, as they were read. file: the same, typed.
+        step: where the run begins; what was logged after it, before the run
             was cut off, is taken out of train.jsonl, and TensorBoard is told to hide it.
     """
 
-    def __init__(self, folder: Path, opt: dict, step: int):
-        logger_opt = opt.get("logger") or {}
+    def __init__(self, folder: Path, opt: dict, file: TrainingFile, step: int):
+        options = file.logger
         self.folder = folder
         self.started, self.first_step = time.perf_counter(), step
         (folder / "log").mkdir(parents=True, exist_ok=True)
@@ -68,8 +68,8 @@ class RunLog:
         path = folder / "log" / "train.jsonl"
         keep_lines(path, step)
         self.lines = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed in close)
-        self.board = _tensorboard(folder / "log", step) if logger_opt.get("use_tb_logger", True) else None
-        self.wandb = _wandb_run(logger_opt["wandb"], folder, opt, step) if logger_opt.get("wandb") else None
+        self.board = _tensorboard(folder / "log", step) if options.use_tb_logger else None
+        self.wandb = _wandb_run(options.wandb, folder, opt, step) if options.wandb else None
         LOGGER.info("%s: from step %d, writing to %s", opt["name"], step, folder)
 
     def scalars(self, step: int, total: int, values: dict[str, float]) -> None:
@@ -150,16 +150,7 @@ def _tensorboard(folder: Path, step: int = 0):
 # Weights & Biases
 
 
-def check_wandb(section: Any) -> None:
-    """Raises OptionError where ``logger.wandb`` cannot be what ``wandb.init`` takes."""
-    if section is None:
-        return
-    check_keys(section, WANDB_KEYS, "logger.wandb")
-    if not isinstance(section.get("project"), str):
-        raise OptionError("logger.wandb.project: this option is missing; write for instance {project: sgpn}")
-
-
-def require_wandb(section: Any) -> None:
+def require_wandb(section: WandbOptions | None) -> None:
     """Raises OptionError where Weights & Biases is asked for and not installed."""
     if not section:
         return
@@ -171,11 +162,11 @@ def require_wandb(section: Any) -> None:
         ) from error
 
 
-def _wandb_run(section: Mapping[str, Any], folder: Path, opt: dict, step: int):
+def _wandb_run(options: WandbOptions, folder: Path, opt: dict, step: int):
     """A run of wandb's; a training that goes on continues the run that it began."""
     note = folder / "log" / "wandb_id"
     known = note.read_text(encoding="utf-8").strip() if step and note.is_file() else secrets.token_hex(4)
-    settings = {"name": opt["name"], "id": known, **section}
+    settings = {"name": opt["name"], "id": known, **options.model_dump(exclude_none=True)}
     note.write_text(settings["id"], encoding="utf-8")
     wandb = importlib.import_module("wandb")
     return wandb.init(dir=str(folder / "log"), config=opt, resume="allow", **settings)

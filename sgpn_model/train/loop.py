@@ -20,14 +20,15 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Subset
 
+from sgpn_arch.errors import OptionError
 from sgpn_arch.registry import MODEL_REGISTRY
-from sgpn_model.config.checking import checked_options
+from sgpn_model.config.checking import checked_options, training_file
 from sgpn_model.config.device import choose_device
-from sgpn_model.config.reading import OptionError
+from sgpn_model.config.sections import TrainingFile, best_rule
 from sgpn_model.train import distributed
 from sgpn_model.train.batches import TrainingBatches, build_dataset, evaluation_batches, mean_of_known
 from sgpn_model.train.log import RunLog, RunningMeans, require_wandb
-from sgpn_model.train.saving import Saver, best_rule
+from sgpn_model.train.saving import Saver
 from sgpn_model.train.training_model import TrainingModel, undisturbed_random_numbers
 
 LOGGER = logging.getLogger("sgpn")
@@ -61,26 +62,28 @@ def run(
             disk is full. TrainingStopped: by SIGTERM or Ctrl-C, with everything saved.
     """
     overrides = list(overrides)
-    opt, origins = checked_options(options_path, overrides, training=True, data=data)
+    opt, origins = checked_options(options_path, overrides, "train", data=data)
+    stage = MODEL_REGISTRY.get(opt["model_type"])
     with origins.named():
-        require_wandb((opt.get("logger") or {}).get("wandb"))
-        place = distributed.place(choose_device(device or opt.get("device", "auto")))
+        file = training_file(stage).read(opt)
+        require_wandb(file.logger.wandb)
+        place = distributed.place(choose_device(device or file.device))
     resume = ["sgpn", "train", str(options_path), "--auto-resume", *(["--device", device] if device else [])]
     resume += [*(["--data", *data] if data else []), *(["--set", *overrides] if overrides else [])]
     distributed.join(place)
-    _prepare_process(opt)
+    _prepare_process(file)
     with origins.named():  # what only data and networks themselves can refuse
-        model = MODEL_REGISTRY.get(opt["model_type"])(opt, place)
-        sets = {phase: build_dataset(section, phase) for phase, section in opt["datasets"].items()}
+        model = stage(opt, place)
+        sets = {phase: build_dataset(section, phase) for phase, section in opt["datasets"].items() if section}
         loop = Loop(model, sets["train"], sets.get("val"), auto_resume, shlex.join(resume))
     loop.run()
     return loop.folder
 
 
-def _prepare_process(opt: dict) -> None:
-    if opt.get("num_threads"):
-        torch.set_num_threads(opt["num_threads"])
-    seed = opt.get("manual_seed", 0)
+def _prepare_process(file: TrainingFile) -> None:
+    if file.num_threads:
+        torch.set_num_threads(file.num_threads)
+    seed = file.manual_seed
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
@@ -99,20 +102,16 @@ class Loop:
     def __init__(
         self, model: TrainingModel, train_set: Dataset, val_set: Dataset | None, auto_resume: bool, resume: str
     ):
-        opt = model.opt
-        path, logger_opt, val_opt = (opt.get(section) or {} for section in ("path", "logger", "val"))
+        self.file = file = model.file
         self.model, self.val_set, self.resume = model, val_set, resume
-        self.total, self.accumulate = opt["train"]["total_iter"], opt["train"].get("accumulate", 1)
-        self.print_freq = logger_opt.get("print_freq", 50)
-        self.save_freq = logger_opt.get("save_checkpoint_freq", 1000)
-        self.val_freq, self.pictures = val_opt.get("val_freq", self.save_freq), val_opt.get("save_images", 8)
-        self.best = best_rule(val_opt["best"]) if val_opt.get("best") else None
-        self.folder = Path(path.get("experiments_root", "experiments")) / opt["name"]
-        self.saver = Saver(self.folder, opt["name"], logger_opt.get("keep_last", 3))
+        self.total, self.accumulate = file.train.total_iter, file.train.accumulate
+        self.best = best_rule(file.val.best) if file.val.best else None
+        self.folder = Path(file.path.experiments_root) / file.name
+        self.saver = Saver(self.folder, file.name, file.logger.keep_last)
         self._make_batches(train_set, 0)  # too few images are found before anything is touched
         self._check_best()
-        _seed_process(opt.get("manual_seed", 0))
-        self.step = self.saver.begin(model, path.get("resume_state"), auto_resume)
+        _seed_process(file.manual_seed)
+        self.step = self.saver.begin(model, file.path.resume_state, auto_resume)
         self.batches = self._make_batches(train_set, self.step)
         own = model.process_state
         self.batches.unusable.update(own.get("unusable", ()))
@@ -122,11 +121,10 @@ class Loop:
         self.log: RunLog | None = None
 
     def _make_batches(self, train_set: Dataset, step: int) -> TrainingBatches:
-        opt = self.model.opt
         return TrainingBatches(
             train_set,
-            opt["datasets"]["train"],
-            opt.get("manual_seed", 0),
+            self.file.datasets.train,
+            self.file.manual_seed,
             step,
             self.accumulate,
             distributed.rank(),
@@ -147,7 +145,7 @@ class Loop:
     def run(self) -> None:
         """Trains to the end, or until a signal says to stop."""
         if distributed.rank() == 0:
-            self.log = RunLog(self.folder, self.model.opt, self.step)
+            self.log = RunLog(self.folder, self.model.opt, self.file, self.step)
         try:
             with _signals(self.model) as received:
                 while self.step < self.total:
@@ -169,11 +167,11 @@ class Loop:
         """
         self._train()
         last, stops = self.step == self.total, self._stops()
-        if self.step % self.print_freq == 0 or last:
+        if self.step % self.file.logger.print_freq == 0 or last:
             self._print()
-        if self.val_set is not None and (self.step % self.val_freq == 0 or last):
+        if self.val_set is not None and (self.step % self.file.val_freq == 0 or last):
             self._validate()
-        if self.step % self.save_freq == 0 or last or stops:
+        if self.step % self.file.logger.save_checkpoint_freq == 0 or last or stops:
             self._save()
         return stops
 
@@ -197,7 +195,7 @@ class Loop:
         if unusable:
             values["unusable"] = len(unusable)
         steps, now = self.step - self.timed_step, time.perf_counter()
-        images = steps * self.accumulate * self.model.opt["datasets"]["train"].get("batch_size_per_gpu", 8)
+        images = steps * self.accumulate * self.file.datasets.train.batch_size_per_gpu
         values["images_per_s"] = images * distributed.world_size() / max(now - self.timed_from, 1e-9)
         values["data_wait"] = self.waited / steps
         self.waited, self.timed_from, self.timed_step = 0.0, now, self.step
@@ -206,7 +204,7 @@ class Loop:
 
     def _validate(self) -> None:
         began = time.perf_counter()
-        values, sheet = validate(self.model, self.val_set, self.pictures)
+        values, sheet = validate(self.model, self.val_set, self.file.val.save_images)
         if self.log:
             self.log.validation(self.step, values, sheet)
         if self.best is not None:
@@ -306,8 +304,8 @@ def _validated(
 ) -> tuple[dict[str, list[float]], list[torch.Tensor]]:
     values: dict[str, list[float]] = {}
     rows: list[torch.Tensor] = []
-    with undisturbed_random_numbers(model.device, model.opt.get("manual_seed", 0)):
-        for batch in evaluation_batches(dataset, model.opt["datasets"]["val"]):
+    with undisturbed_random_numbers(model.device, model.file.manual_seed):
+        for batch in evaluation_batches(dataset, model.file.datasets.val):
             model.feed_data(batch)
             scores, sheet = model.validate_batch()
             for name, numbers in scores.items():

@@ -1,18 +1,69 @@
 """The optimisers that option files may name: PyTorch's Adam and AdamW, and Muon for short runs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
 
 import torch
-from torch import Tensor
+from annotated_types import Ge, Lt
+from pydantic import PlainValidator
+from torch import Tensor, nn
 
-from sgpn_arch.errors import nearest
-from sgpn_model.config.reading import OptionError, check_keys
+from sgpn_arch.errors import OptionError, Problem, nearest
+from sgpn_arch.ranges import Amount, Positive, Told
+from sgpn_arch.schema import Options, pair
 
 # Newton-Schulz iteration for orthogonal matrices, with the coefficients of Jordan et al. 2024.
 ITERATIONS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+Betas = pair(Annotated[float, Ge(0), Lt(1)])
 # Less wide matrices (ToRGB, vectors, scalars) are moved by Adam.
 NARROWEST = 16
+
+
+class OptimizerOptions(Options):
+    """``train.optim_NAME``: the arguments of an optimiser, which ``type`` names."""
+
+    type: str
+    """The optimiser's name."""
+
+
+class AdamOptions(OptimizerOptions):
+    """PyTorch's Adam."""
+
+    type: Literal["Adam"] = "Adam"
+    """The optimiser's name."""
+    lr: Positive = 1e-3
+    """Learning rate."""
+    betas: Betas = (0.9, 0.999)
+    """Decay of the means of the gradient and of its square."""
+    weight_decay: Amount = 0.0
+    """Pull of the weights towards 0."""
+    eps: Positive = 1e-8
+    """Keeps divisions finite."""
+
+
+class AdamWOptions(AdamOptions):
+    """PyTorch's AdamW: Adam whose weight decay does not go through its means."""
+
+    type: Literal["AdamW"] = "AdamW"
+    """The optimiser's name."""
+    weight_decay: Amount = 0.01
+    """Pull of the weights towards 0."""
+
+
+class MuonOptions(OptimizerOptions):
+    """Muon, for short runs."""
+
+    type: Literal["Muon"] = "Muon"
+    """The optimiser's name."""
+    lr: Positive = 6e-3
+    """Root mean square of a step."""
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.95
+    """Of the matrices, with Nesterov's look ahead."""
+    betas: Betas = (0.9, 0.99)
+    """Adam's, for what is no matrix."""
+    eps: Positive = 1e-8
+    """Keeps divisions finite."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -24,13 +75,11 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         params: parameters, or groups of them, as for every optimiser of PyTorch.
-        lr: root mean square of a step.
-        momentum: of the matrices, with Nesterov's look ahead.
-        betas: Adam's. eps: keeps divisions finite.
+        options: lr, momentum, betas and eps of :class:`MuonOptions`.
     """
 
-    def __init__(self, params, lr: float = 6e-3, momentum: float = 0.95, betas=(0.9, 0.99), eps: float = 1e-8):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "betas": tuple(betas), "eps": eps})
+    def __init__(self, params, **options):
+        super().__init__(params, MuonOptions.read(options).model_dump(exclude={"type"}))
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -90,23 +139,35 @@ def _is_matrix(parameter: Tensor) -> bool:
     return parameter.ndim >= 2 and min(len(parameter), parameter[0].numel()) >= NARROWEST
 
 
-# Name -> class and the arguments that an option file may give.
-OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], frozenset[str]]] = {
-    "Adam": (torch.optim.Adam, frozenset({"lr", "betas", "weight_decay", "eps"})),
-    "AdamW": (torch.optim.AdamW, frozenset({"lr", "betas", "weight_decay", "eps"})),
-    "Muon": (Muon, frozenset({"lr", "momentum", "betas", "eps"})),
+# ---------------------------------------------------------------------------------------------------------------------
+# By name
+
+OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], type[OptimizerOptions]]] = {
+    "Adam": (torch.optim.Adam, AdamOptions),
+    "AdamW": (torch.optim.AdamW, AdamWOptions),
+    "Muon": (Muon, MuonOptions),
 }
 
 
-def find_optimizer(section: Mapping, where: str) -> type[torch.optim.Optimizer]:
-    """The class that an option file's ``{type: Adam, lr: ...}`` names, whose keys are checked.
+def read_optimizer(section: Any) -> OptimizerOptions:
+    """What an option file's ``{type: Adam, lr: ...}`` means; Adam where there is no type.
 
     Raises:
-        OptionError: it is unknown, or does not take one of the arguments.
+        OptionError: the name is unknown, or an argument is wrong.
     """
-    kind = str(section.get("type", "Adam"))
-    if kind not in OPTIMIZERS:
-        raise OptionError(f"{where}.type: unknown optimiser '{kind}'{nearest(kind, OPTIMIZERS)}")
-    found, arguments = OPTIMIZERS[kind]
-    check_keys(section, arguments | {"type"}, where)
-    return found
+    if section is None:
+        raise OptionError(Problem("", "this section is missing; write for instance {type: Adam, lr: 2.0e-3}"))
+    kind = section.get("type", "Adam") if isinstance(section, Mapping) else "Adam"
+    if not isinstance(kind, str) or kind not in OPTIMIZERS:
+        raise OptionError(f"type: unknown optimiser '{kind}'{nearest(str(kind), OPTIMIZERS)}")
+    return OPTIMIZERS[kind][1].read(section)
+
+
+def build_optimizer(options: OptimizerOptions, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser of these parameters."""
+    return OPTIMIZERS[options.type][0](parameters, **options.model_dump(exclude={"type"}))
+
+
+Optimizer = Annotated[
+    OptimizerOptions, PlainValidator(read_optimizer), Told("an optimiser, such as {type: Adam, lr: 2.0e-3}")
+]

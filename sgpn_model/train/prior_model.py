@@ -4,55 +4,81 @@ Losses and their intervals are StyleGAN2's (Karras et al. 2020), adaptive augmen
 """
 
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sgpn_arch.errors import OptionError
+from sgpn_arch.ranges import Amount, Count, Fraction
 from sgpn_arch.registry import MODEL_REGISTRY
+from sgpn_arch.schema import Options
 from sgpn_arch.stylegan2_arch import ConcatStyleGAN2Generator
-from sgpn_model.config.reading import OptionError, check_keys
 from sgpn_model.train import distributed
-from sgpn_model.train.augment import AdaptiveProbability, Augmentation
+from sgpn_model.train.augment import AdaptiveProbability, Augmentation, AugmentOptions
 from sgpn_model.train.losses import nonsaturating_loss, path_lengths, r1_penalty
-from sgpn_model.train.training_model import TrainingModel
+from sgpn_model.train.optimizers import Optimizer
+from sgpn_model.train.training_model import TrainingModel, TrainOptions
 
-GAN_DEFAULTS = {"r1_weight": 10.0, "r1_every": 16}
-PATH_LENGTH_DEFAULTS = {"loss_weight": 2.0, "every": 4, "batch_shrink": 2, "mean_decay": 0.01}
-AUGMENT_KEYS = {"p", "target", "ramp_images", "every", "max_p", "kinds"}
 SAMPLES = 5  # pictures beside each real one on the validation sheet
+
+
+class PriorGanOptions(Options):
+    """``train.gan`` of PriorModel: lazy R1, a part of the ordinary step, so Adam's rate and betas need no correction."""
+
+    r1_weight: Amount = 10.0
+    """Of R1."""
+    r1_every: Count = 16
+    """Steps between evaluations of R1, which then counts as many times."""
+
+
+class PathLengthOptions(Options):
+    """``train.path_length``: StyleGAN2's path-length regularisation, lazily as well."""
+
+    loss_weight: Amount = 2.0
+    """Its weight."""
+    every: Count = 4
+    """Steps between evaluations, each of which counts as many times."""
+    batch_shrink: Count = 2
+    """It looks at that part of a batch."""
+    mean_decay: Fraction = 0.01
+    """How fast the mean of the lengths follows."""
+
+
+class PriorOptions(TrainOptions):
+    """``train`` of PriorModel."""
+
+    gan: PriorGanOptions = PriorGanOptions()
+    """The adversarial loss."""
+    path_length: PathLengthOptions | None = None
+    """Path-length regularisation; ~: none."""
+    augment: AugmentOptions | None = AugmentOptions()
+    """Adaptive augmentation; ~: none."""
+    optim_g: Optimizer
+    """The generator's optimiser."""
+    optim_d: Optimizer
+    """The discriminator's."""
 
 
 @MODEL_REGISTRY.register()
 class PriorModel(TrainingModel):
     """Non-saturating logistic GAN loss with lazy R1, on the good faces of any dataset; degraded ones are not looked at.
 
-    ``train`` options:
-      gan           r1_weight (10), r1_every (16): steps between evaluations of R1, which then counts as many times. It is
-                    part of the ordinary step, so Adam's rate and betas need no correction for it
-      path_length   ~ (default): none; a mapping turns on StyleGAN2's path-length regularisation, lazily as well:
-                    loss_weight (2), every (4), batch_shrink (2): it looks at that part of a batch, mean_decay (0.01)
-      augment       ~: none; a mapping (default: empty): adaptive augmentation with p (0) to start from, target (0.6; ~
-                    keeps p), ramp_images (500000), every (4), max_p (0.8), kinds: kind -> factor on p; see
-                    :mod:`sgpn_model.train.augment`. For a folder of a few hundred faces, ramp_images of some 100000 is quicker
-      optim_g, optim_d   optimisers
-
     The discriminator's step sees the pictures that the generator was trained on in the same step (StyleGAN2 makes new
     ones: a choice of ours that spares a third of the generator's work). There is no style mixing, since SGPN has one w.
     """
 
     NETWORKS = ("network_g", "network_d")
-    TRAIN_KEYS = frozenset({"gan", "path_length", "augment", "optim_g", "optim_d"})
-    TRAIN_SECTIONS = {"gan": GAN_DEFAULTS, "path_length": PATH_LENGTH_DEFAULTS, "augment": AUGMENT_KEYS}
+    OPTIONS = PriorOptions
 
     def build(self) -> None:
         """Generator with its average, discriminator, augmentation."""
-        path, train = self.opt.get("path") or {}, self.train_opt
-        for name, optimizer in (("network_g", "optim_g"), ("network_d", "optim_d")):
-            self.networks[name] = self.network(name, path.get(f"pretrain_{name}"))
-            self.optimizer(optimizer, self.networks[name].parameters(), train.get(optimizer))
+        path, train = self.file.path, self.train_opt
+        parts = ("network_g", path.pretrain_network_g, "optim_g"), ("network_d", path.pretrain_network_d, "optim_d")
+        for name, pretrained, optimizer in parts:
+            self.networks[name] = self.network(name, pretrained)
+            self.optimizer(optimizer, self.networks[name].parameters(), getattr(train, optimizer))
         if not hasattr(self.networks["network_g"], "draw_noise"):
             raise OptionError(
                 f"network_g.type: {self.opt['network_g']['type']} makes no pictures of latents and noise; "
@@ -60,18 +86,17 @@ class PriorModel(TrainingModel):
             )
         self.networks["network_d"].requires_grad_(False)  # but in its own step
         self.average("network_g")
-        self.gan = _completed(train.get("gan") or {}, GAN_DEFAULTS, "train.gan")
-        section = train.get("path_length")
-        self.path_length = None if section is None else _completed(section, PATH_LENGTH_DEFAULTS, "train.path_length")
+        self.gan, self.path_length = train.gan, train.path_length
         self.mean_path_length = 0.0
-        self.augmentation, self.adaptive = _build_augmentation(train.get("augment", {}))
+        self.augmentation = None if train.augment is None else Augmentation(train.augment.kinds)
+        self.adaptive = AdaptiveProbability(train.augment or AugmentOptions(target=None))
         self.random = torch.Generator(self.device)
 
     def describe(self) -> dict:
         """How the faces were aligned, their size, and how hard the augmentation had become."""
         return {
             "stage": "prior",
-            "template": self.opt["datasets"]["train"].get("template", "ffhq"),
+            "template": getattr(self.file.datasets.train, "template", "ffhq"),
             "size": self.networks["network_g"].size,
             "augment_p": self.adaptive.p,
         }
@@ -99,7 +124,7 @@ class PriorModel(TrainingModel):
 
     def _seed(self, step: int) -> None:
         """All randomness comes from the seed, the step, its batch and the process: other latents in each, none to store."""
-        entropy = [self.opt.get("manual_seed", 0), step, self._part, distributed.rank()]
+        entropy = [self.file.manual_seed, step, self._part, distributed.rank()]
         self.random.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
 
     def _generator_step(self, step: int) -> Tensor:
@@ -110,7 +135,7 @@ class PriorModel(TrainingModel):
         fake = fake.float()
         loss = nonsaturating_loss(self._judge(fake), real=True)
         self.log["l_g"] = loss.item()
-        if self.path_length and step % self.path_length["every"] == 0:
+        if self.path_length and step % self.path_length.every == 0:
             loss = loss + self._path_length_penalty(generator)
         self.step_optimizer("optim_g", loss)
         return fake
@@ -130,16 +155,16 @@ class PriorModel(TrainingModel):
     def _path_length_penalty(self, generator: ConcatStyleGAN2Generator) -> Tensor:
         """In full precision: the squared distance of the path lengths from their running mean, times the interval."""
         options = self.path_length
-        count = max(1, len(self.batch["hq"]) // options["batch_shrink"])
+        count = max(1, len(self.batch["hq"]) // options.batch_shrink)
         w = generator.mapping(self._latents(count))
         images = generator.synthesise(w, generator.draw_noise(w, self.random))
         directions = torch.randn(images.shape, generator=self.random, device=self.device)
         lengths = path_lengths(images, w, directions)
         total, number = self._over_processes(lengths.detach().sum(), count)
-        self.mean_path_length += options["mean_decay"] * (total / number - self.mean_path_length)
+        self.mean_path_length += options.mean_decay * (total / number - self.mean_path_length)
         penalty = (lengths - self.mean_path_length).square().mean()
         self.log.update({"l_path": penalty.item(), "path_length": self.mean_path_length})
-        return options["loss_weight"] * options["every"] * penalty
+        return options.loss_weight * options.every * penalty
 
     def _discriminator_step(self, fake: Tensor, step: int) -> Tensor:
         """Returns the logits (N, 1) of the real pictures."""
@@ -149,7 +174,7 @@ class PriorModel(TrainingModel):
         loss = nonsaturating_loss(real_logits, real=True) + nonsaturating_loss(fake_logits, real=False)
         logits = {"logit_real": real_logits.mean().item(), "logit_fake": fake_logits.mean().item()}
         self.log.update({"l_d": loss.item(), **logits})
-        if self.gan["r1_weight"] and step % self.gan["r1_every"] == 0:
+        if self.gan.r1_weight and step % self.gan.r1_every == 0:
             loss = loss + self._r1(discriminator, real)
         self.step_optimizer("optim_d", loss)
         discriminator.requires_grad_(False)
@@ -161,7 +186,7 @@ class PriorModel(TrainingModel):
         with self.uncompiled(discriminator):
             penalty = r1_penalty(discriminator(self._augment(images)), images)
         self.log["l_r1"] = penalty.item()
-        return self.gan["r1_weight"] / 2 * self.gan["r1_every"] * penalty
+        return self.gan.r1_weight / 2 * self.gan.r1_every * penalty
 
     def _over_processes(self, total: Tensor, count: int) -> tuple[float, float]:
         """A sum and a count, added up over all processes, so that all of them draw the same conclusion."""
@@ -197,23 +222,6 @@ class PriorModel(TrainingModel):
         source = torch.Generator().manual_seed(zlib.crc32(Path(name).name.encode()))
         z = torch.randn(SAMPLES, generator.style_dim, generator=source).to(self.device)
         return generator(z, generator.draw_noise(z, source)).float()
-
-
-def _completed(section: Mapping, defaults: dict, where: str) -> dict:
-    check_keys(section, defaults, where)
-    return {**defaults, **section}
-
-
-def _build_augmentation(section: Mapping | None) -> tuple[Augmentation | None, AdaptiveProbability]:
-    if section is None:
-        return None, AdaptiveProbability(target=None)
-    check_keys(section, AUGMENT_KEYS, "train.augment")
-    numbers = dict(section)
-    kinds = numbers.pop("kinds", None)
-    try:
-        return Augmentation(kinds), AdaptiveProbability(**numbers)
-    except (TypeError, ValueError) as error:
-        raise OptionError(f"train.augment: {error}") from error
 
 
 def _spread(images: Tensor) -> list[float]:

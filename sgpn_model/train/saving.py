@@ -5,16 +5,14 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 
-from sgpn_arch.errors import UserError, nearest
+from sgpn_arch.errors import UserError
 from sgpn_arch.files import write_atomically
-from sgpn_arch.registry import METRIC_REGISTRY
-from sgpn_model.config.reading import OptionError
 from sgpn_model.train import distributed
 from sgpn_model.train.training_model import TrainingModel
 from sgpn_model.weights.checkpoint import CheckpointError
@@ -164,8 +162,6 @@ class Saver:
             return str(found[number])
         if errors:
             raise errors[0]
-        if state and not Path(state).is_file():
-            raise CheckpointError(f"{state}: no such training state")
         return state
 
     def _clear(self, step: int, archive: bool) -> None:
@@ -188,42 +184,3 @@ class Saver:
 def _states(folder: Path) -> dict[int, Path]:
     """Step -> file of the training states that runs wrote; other files may lie beside them."""
     return {int(path.stem): path for path in folder.glob("*.state") if path.stem.isdecimal()}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The best
-
-
-def best_rule(text: str) -> tuple[str, bool]:
-    """The metric of ``val.best``, and whether more of it is better.
-
-    Args:
-        text: ``min:NAME``, ``max:NAME``, or the NAME of a validation value that begins with a registered metric's, such as
-            psnr_output.
-
-    Raises:
-        OptionError: nobody knows which direction is good.
-    """
-    directions = {"landmark_error": False}
-    for name, metric in METRIC_REGISTRY:
-        if isinstance(getattr(metric, "higher_is_better", None), bool):
-            directions[name] = metric.higher_is_better
-    prefix, colon, rest = str(text).partition(":")
-    if colon and rest and prefix in ("min", "max"):
-        return rest, prefix == "max"
-    fitting = [name for name in directions if f"{text}_".startswith(f"{name}_")]
-    if not fitting:
-        raise OptionError(
-            f"val.best: is less or more of '{text}' better? Write min:{text} or max:{text}{nearest(str(text), directions)}"
-        )
-    return text, directions[max(fitting, key=len)]
-
-
-def check_best(options: Mapping) -> None:
-    """Raises OptionError where ``val.best`` names no direction, or there is nothing to validate with."""
-    wanted = (options.get("val") or {}).get("best")
-    if not wanted:
-        return
-    best_rule(wanted)
-    if "val" not in options["datasets"]:
-        raise OptionError("val.best: there is no datasets.val to find the best with")

@@ -5,39 +5,48 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from sgpn_arch.errors import OptionError
 from sgpn_arch.face3d.shape_prior import Mesh, ShapePrior
+from sgpn_arch.ranges import Amount, Fraction
 from sgpn_arch.registry import MODEL_REGISTRY
-from sgpn_model.config.reading import OptionError
 from sgpn_model.evaluate.metrics import landmark_error
 from sgpn_model.train.losses import mesh_loss
-from sgpn_model.train.training_model import TrainingModel
+from sgpn_model.train.optimizers import Optimizer
+from sgpn_model.train.training_model import TrainingModel, TrainOptions
 
 MILLIMETRES = 100.0  # in a decimetre
+
+
+class ShapeAdaptOptions(TrainOptions):
+    """``train`` of ShapeAdaptModel."""
+
+    optim_shape: Optimizer
+    """The optimiser."""
+    mesh_weight: Amount = 100.0
+    """Of L_mesh."""
+    pose_weight: Amount = 100.0
+    """Of the mean absolute difference of angles, lighting and translation (a choice of ours): L_mesh looks at the shape before
+    the head's pose, and nothing else would hold the pose in its place."""
+    degraded_fraction: Fraction = 1.0
+    """Of the photos; the others are shown clean."""
+    point_jitter: Amount = 0.01
+    """Deviation of the five points that cut out the face, as a part of its width; both regressors see the same cut-out."""
 
 
 @MODEL_REGISTRY.register()
 class ShapeAdaptModel(TrainingModel):
     """L = 100 L_mesh: shape and colours seen in I_lq against those that the frozen regressor sees in I_hq (SGPN, 3.3).
 
-    ``train`` options:
-      mesh_weight        of L_mesh (100)
-      pose_weight        of the mean absolute difference of angles, lighting and translation (100, a choice of ours): L_mesh
-                         looks at the shape before the head's pose, and nothing else would hold the pose in its place
-      degraded_fraction  of the photos, the others are shown clean (1.0)
-      point_jitter       deviation of the five points that cut out the face, as a part of its width (0.01); both regressors
-                         see the same cut-out
-      optim_shape        the optimiser
-
     The regressor starts from ``path.pretrain_network_shape``. Its batch statistics stay as they are, as in the joint
     stage (a choice of ours).
     """
 
     NETWORKS = ("network_shape",)
-    TRAIN_KEYS = frozenset({"optim_shape", "mesh_weight", "pose_weight", "degraded_fraction", "point_jitter"})
+    OPTIONS = ShapeAdaptOptions
 
     def build(self) -> None:
         """The regressor, its frozen copy, its average, and one optimiser."""
-        pretrained = (self.opt.get("path") or {}).get("pretrain_network_shape")
+        pretrained = self.file.path.pretrain_network_shape
         if not pretrained:
             raise OptionError(
                 "path.pretrain_network_shape: this option is missing; the regressor to adapt comes from a stage before, "
@@ -49,7 +58,7 @@ class ShapeAdaptModel(TrainingModel):
         self.average("network_shape")
         self.average_prior = self._with(self.ema["network_shape"])
         self.frozen_prior = self._with(copy.deepcopy(network).requires_grad_(False))
-        self.optimizer("optim_shape", network.parameters(), self.train_opt.get("optim_shape"))
+        self.optimizer("optim_shape", network.parameters(), self.train_opt.optim_shape)
 
     def _with(self, regressor: nn.Module) -> ShapePrior:
         return ShapePrior(regressor, self.prior.model, protocol=self.prior.protocol)
@@ -57,16 +66,16 @@ class ShapeAdaptModel(TrainingModel):
     def optimize_parameters(self, step: int) -> None:
         """One step on the photos of the batch."""
         hq, lq, points5 = (self.batch[key] for key in ("hq", "lq", "points5"))
-        jitter = self.train_opt.get("point_jitter", 0.01) * hq.shape[-1]
+        jitter = self.train_opt.point_jitter * hq.shape[-1]
         transform = self.prior.transform(points5 + jitter * torch.randn_like(points5), hq.shape[-1])
-        degraded = torch.rand(len(hq), 1, 1, 1, device=self.device) < self.train_opt.get("degraded_fraction", 1.0)
+        degraded = torch.rand(len(hq), 1, 1, 1, device=self.device) < self.train_opt.degraded_fraction
         with torch.no_grad():
             wanted, wanted_mesh = self._look(self.frozen_prior, hq, transform)
         found, found_mesh = self._look(self.prior, torch.where(degraded, lq, hq), transform)
         start = sum(self.prior.model.dims)
         parts = {
-            "mesh": self.train_opt.get("mesh_weight", 100.0) * mesh_loss(found_mesh, wanted_mesh),
-            "pose": self.train_opt.get("pose_weight", 100.0) * (found - wanted)[:, start:].abs().mean(),
+            "mesh": self.train_opt.mesh_weight * mesh_loss(found_mesh, wanted_mesh),
+            "pose": self.train_opt.pose_weight * (found - wanted)[:, start:].abs().mean(),
         }
         self.log = {f"l_{name}": value.item() for name, value in parts.items()}
         self.step_optimizer("optim_shape", sum(parts.values()))

@@ -5,12 +5,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sgpn_arch.errors import OptionError
 from sgpn_arch.face3d.crop224 import warp_affine
+from sgpn_arch.ranges import Amount, Fraction, Whole
 from sgpn_arch.registry import MODEL_REGISTRY
-from sgpn_model.config.reading import OptionError, check_keys
+from sgpn_arch.schema import Options
 from sgpn_model.evaluate.metrics import landmark_error
 from sgpn_model.train.losses import coefficient_prior, landmark_loss_2d, mesh_loss, photometric_loss
-from sgpn_model.train.training_model import TrainingModel
+from sgpn_model.train.optimizers import Optimizer
+from sgpn_model.train.training_model import TrainingModel, TrainOptions
 from sgpn_model.weights.checkpoint import read_pickle
 
 # The jaw of a turned head is not where the mesh's fixed vertices are, so it counts less; eyes and mouth count more.
@@ -32,67 +35,81 @@ def face_region(landmarks: Tensor, size: int) -> Tensor:
     return torch.from_numpy(masks).to(landmarks.device)
 
 
+class ShapeWeights(Options):
+    """``train.weights``: of the losses (choices of ours)."""
+
+    landmark: Amount = 0.1
+    """Of the 68 points in the photo."""
+    photometric: Amount = 2.0
+    """Of the rendering's colours against the photo's."""
+    prior: Amount = 1.0
+    """Of what keeps coefficients plausible."""
+    mesh: Amount = 10.0
+    """Of L_mesh, on renderings with known coefficients."""
+    pose: Amount = 10.0
+    """Of angles, lighting and translation, on renderings."""
+
+
+class ShapeOptions(TrainOptions):
+    """``train`` of ShapeModel."""
+
+    optim_shape: Optimizer
+    """The optimiser."""
+    weights: ShapeWeights = ShapeWeights()
+    """Of the losses."""
+    synthetic_iter: Whole = 0
+    """Steps at the beginning that use only renderings with known coefficients, over photos as background."""
+    synthetic_fraction: Fraction = 0.25
+    """So many renderings, as a part of the batch, come to the photos then; more would run out of backgrounds."""
+    degraded_fraction: Fraction = 0.5
+    """Of the photos; the others are shown clean."""
+    point_jitter: Amount = 0.01
+    """Deviation of the five points that cut out the face, as a part of its width."""
+    fresh_texture: bool = False
+    """Let the texture's coefficients begin at zero, for a regressor that goes on with another texture basis
+    (scripts/learn_texture_basis.py)."""
+
+
 @MODEL_REGISTRY.register()
 class ShapeModel(TrainingModel):
     """Trains D3DFR for a morphable model.
 
-    The first ``train.synthetic_iter`` steps use only renderings with known coefficients over photos as background; then
-    a batch is photos, and ``train.synthetic_fraction`` of its size more renderings. Photos are shown clean or degraded
-    (``train.degraded_fraction``); the losses always compare with the clean one and its landmarks. With
-    ``train.fresh_texture`` the texture's coefficients begin at zero, for a regressor that goes on with another texture
-    basis (scripts/learn_texture_basis.py). All weights here are choices of ours.
+    The losses always compare with the clean photo and its landmarks, whether it is shown clean or degraded.
     """
 
     NETWORKS = ("network_shape",)
-    TRAIN_KEYS = frozenset(
-        {
-            "optim_shape",
-            "weights",
-            "synthetic_iter",
-            "synthetic_fraction",
-            "degraded_fraction",
-            "point_jitter",
-            "fresh_texture",
-        }
-    )
-    WEIGHTS = {"landmark": 0.1, "photometric": 2.0, "prior": 1.0, "mesh": 10.0, "pose": 10.0}
-    TRAIN_SECTIONS = {"weights": WEIGHTS}
+    OPTIONS = ShapeOptions
 
     def build(self) -> None:
         """One regressor, its prior and one optimiser."""
-        path = self.opt.get("path") or {}
-        self.networks["network_shape"] = self.network("network_shape", path.get("pretrain_network_shape"))
-        if path.get("pretrain_backbone"):
-            state = read_pickle(path["pretrain_backbone"])
+        path = self.file.path
+        self.networks["network_shape"] = self.network("network_shape", path.pretrain_network_shape)
+        if path.pretrain_backbone:
+            state = read_pickle(path.pretrain_backbone)
             try:
                 self.networks["network_shape"].load_backbone(state)
             except ValueError as error:
                 raise OptionError(f"path.pretrain_backbone: {error}") from error
-        if self.train_opt.get("fresh_texture"):
+        if self.train_opt.fresh_texture:
             texture = self.networks["network_shape"].final_layers[2]
             nn.init.zeros_(texture.weight)
             nn.init.zeros_(texture.bias)
         self.prior = self.shape_prior(self.networks["network_shape"])
         self.average("network_shape")
-        self.optimizer("optim_shape", self.networks["network_shape"].parameters(), self.train_opt.get("optim_shape"))
-        weights = self.train_opt.get("weights") or {}
-        check_keys(weights, self.WEIGHTS, "train.weights")
-        self.weights = {**self.WEIGHTS, **weights}
-        # More renderings than photos would run out of backgrounds.
-        if not 0 <= self.train_opt.get("synthetic_fraction", 0.25) <= 1:
-            raise OptionError("train.synthetic_fraction: expected a number from 0 to 1")
+        self.optimizer("optim_shape", self.networks["network_shape"].parameters(), self.train_opt.optim_shape)
+        self.weights = dict(self.train_opt.weights)
         self.landmark_weights = LANDMARK_WEIGHTS.to(self.device)
 
     def optimize_parameters(self, step: int) -> None:
         """One step on photos, on renderings, or on both."""
         self.networks["network_shape"].train()
         self.log = {}
-        synthetic_only = step < self.train_opt.get("synthetic_iter", 0)
+        synthetic_only = step < self.train_opt.synthetic_iter
         loss = torch.zeros((), device=self.device)
         if not synthetic_only:
             loss = loss + self._photo_loss()
         count = len(self.batch["hq"])
-        extra = count if synthetic_only else round(count * self.train_opt.get("synthetic_fraction", 0.25))
+        extra = count if synthetic_only else round(count * self.train_opt.synthetic_fraction)
         if extra:
             loss = loss + self._synthetic_loss(extra)
         self.step_optimizer("optim_shape", loss)
@@ -102,9 +119,9 @@ class ShapeModel(TrainingModel):
         hq, lq = self.batch["hq"], self.batch["lq"]
         count = len(hq)
         points5 = self.batch["points5"]
-        jitter = self.train_opt.get("point_jitter", 0.01) * hq.shape[-1]
+        jitter = self.train_opt.point_jitter * hq.shape[-1]
         transform = self.prior.transform(points5 + jitter * torch.randn_like(points5), hq.shape[-1])
-        degraded = torch.rand(count, 1, 1, 1, device=self.device) < self.train_opt.get("degraded_fraction", 0.5)
+        degraded = torch.rand(count, 1, 1, 1, device=self.device) < self.train_opt.degraded_fraction
         with self.autocast():
             coeffs = self.prior.coefficients(torch.where(degraded, lq, hq), transform)
         coeffs = coeffs.float()

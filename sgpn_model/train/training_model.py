@@ -8,29 +8,45 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sgpn_arch import build_network, complete_options
-from sgpn_arch.errors import nearest
+from sgpn_arch.errors import OptionError
 from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_arch.files import write_atomically
-from sgpn_model.config.reading import OptionError, check_keys
+from sgpn_arch.ranges import Amount, Count, Fraction, Whole
+from sgpn_arch.schema import Options
+from sgpn_model.config.checking import training_file
 from sgpn_model.train import distributed
-from sgpn_model.train.optimizers import find_optimizer
+from sgpn_model.train.optimizers import OptimizerOptions, build_optimizer
 from sgpn_model.weights.checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint
 from sgpn_model.weights.pretrained import find_weights
 
-PRECISIONS = ("fp32", "bf16")
-SCHEDULES = ("constant", "cosine")
-COMMON_TRAIN_KEYS = {
-    "total_iter", "warmup_iter", "schedule", "ema_decay", "grad_clip", "accumulate", "max_loss",
-}  # fmt: skip
 LOGGER = logging.getLogger("sgpn")
+
+
+class TrainOptions(Options):
+    """``train``: what all stages have."""
+
+    total_iter: Count
+    """Training steps."""
+    warmup_iter: Whole = 0
+    """Steps over which the learning rate rises to its value."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """How the learning rate goes on: as it is, or down to 1 % along a cosine."""
+    ema_decay: Fraction = 0.999
+    """Decay of the average of the weights, once it has warmed up."""
+    grad_clip: Amount | None = None
+    """Norm to which the gradients of each optimiser are clipped; 0 or ~ leaves them."""
+    accumulate: Count = 1
+    """Batches whose gradients are averaged for one step."""
+    max_loss: Amount | None = None
+    """Loss above which the training stops; 0 or ~ sets no limit."""
 
 
 def learning_rate_factor(step: int, total: int, warmup: int, schedule: str) -> float:
@@ -39,17 +55,6 @@ def learning_rate_factor(step: int, total: int, warmup: int, schedule: str) -> f
     if schedule == "constant":
         return ramp
     return ramp * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0))))
-
-
-def check_speed(options: Mapping) -> None:
-    """Raises OptionError for a wrong ``channels_last`` or ``compile``."""
-    wanted = options.get("channels_last", "auto")
-    if wanted not in (True, False, "auto"):
-        raise OptionError(f"channels_last: expected true, false or auto, found {wanted!r}")
-    wanted = options.get("compile", False)
-    backends = () if isinstance(wanted, bool) else torch.compiler.list_backends(exclude_tags=())
-    if not isinstance(wanted, bool) and wanted not in backends:
-        raise OptionError(f"compile: expected true, false or one of {', '.join(backends)}, found {wanted!r}")
 
 
 def _version() -> str:
@@ -76,24 +81,27 @@ class TrainingModel:
         stop_requested: set from outside to ask for an end after this step.
         stop_agreed: some process was asked to end, and by now all processes know.
 
+        file: the whole option file, typed; ``train_opt`` is its section ``train``.
+
     Args:
-        opt: the whole option file. device: where networks live.
+        opt: the whole option file as it was read. device: where networks live.
+
+    Raises:
+        OptionError: some options cannot be used; all of these are named.
     """
 
     NETWORKS: tuple[str, ...] = ()
+    # The model of the stage's section ``train``.
+    OPTIONS: type[TrainOptions] = TrainOptions
     # Whether the stage brings pictures that are larger than its generator's down to its size.
     SHRINKS_PICTURES = False
-    # What ``train`` may hold beyond COMMON_TRAIN_KEYS; for the sections in it their options, for choices their values.
-    TRAIN_KEYS: frozenset[str] = frozenset()
-    TRAIN_SECTIONS: Mapping[str, Iterable[str]] = {}
-    TRAIN_CHOICES: Mapping[str, Iterable[str]] = {}
 
     def __init__(self, opt: dict, device: torch.device):
         self.opt = opt
         self.device = device
-        self.train_opt = opt.get("train") or {}
-        check_keys(self.train_opt, COMMON_TRAIN_KEYS | self.TRAIN_KEYS, "train")
-        self._check_options()
+        self.file = training_file(type(self)).read(opt)
+        self.train_opt = self.file.train
+        self.memory_format = self._memory_format(self.file.channels_last)
         # A stage that works with 3D shapes sets it; its morphable model then goes with the checkpoints.
         self.prior: ShapePrior | None = None
         self.networks: dict[str, nn.Module] = {}
@@ -115,29 +123,24 @@ class TrainingModel:
         distributed.share_weights([*self.networks.values(), *self.ema.values()])
         self._compile()
 
-    def _check_options(self) -> None:
-        train, opt = self.train_opt, self.opt
-        self.schedule = train.get("schedule", "constant")
-        if self.schedule not in SCHEDULES:
-            raise OptionError(f"train.schedule: unknown value{nearest(str(self.schedule), SCHEDULES)}")
-        if opt.get("precision", "fp32") not in PRECISIONS:
-            raise OptionError(f"precision: unknown value{nearest(str(opt['precision']), PRECISIONS)}")
-        check_speed(opt)
-        self.memory_format = self._memory_format(opt.get("channels_last", "auto"))
-
     def _memory_format(self, wanted: Any) -> torch.memory_format:
         """ "auto": channels-last on the CPU, and for bf16, whose tensor cores work in that order (a choice of ours)."""
-        fitting = self.device.type != "cuda" or self.opt.get("precision") == "bf16"
+        fitting = self.device.type != "cuda" or self.file.precision == "bf16"
         return torch.channels_last if wanted is True or (wanted == "auto" and fitting) else torch.contiguous_format
 
     def _compile(self) -> None:
         """torch.compile of the networks' forward pass where ``compile`` asks for it; the averaged copies stay as they are."""
-        wanted = self.opt.get("compile", False)
+        wanted = self.file.compile
         for network in self.networks.values() if wanted else ():
             self._written[network] = network.forward
             network.forward = torch.compile(network.forward, backend="inductor" if wanted is True else wanted)
 
     # -- what a stage defines -----------------------------------------------------------------------------------------
+
+    @classmethod
+    def needed_networks(cls, train: TrainOptions) -> tuple[str, ...]:
+        """Those of NETWORKS that a training with these options builds."""
+        return cls.NETWORKS
 
     def build(self) -> None:
         """Makes networks, losses and optimisers."""
@@ -170,7 +173,7 @@ class TrainingModel:
 
     def network(self, name: str, pretrained: str | None = None) -> nn.Module:
         """Builds the network that the section ``name`` describes, with the weights of a checkpoint if one is given."""
-        if not isinstance(self.opt.get(name), Mapping):
+        if self.opt.get(name) is None:
             raise OptionError(
                 f"{name}: this section is missing; {type(self).__name__} needs {', '.join(self.NETWORKS)}"
             )
@@ -191,29 +194,24 @@ class TrainingModel:
         That is ``path.morphable_model``; by default the one that ``path.pretrain_network_shape`` was trained with, and for a
         regressor from nothing the one that ships.
         """
-        path = self.opt.get("path") or {}
+        path = self.file.path
         try:
-            if path.get("morphable_model"):
-                model = MorphableModel.read(path["morphable_model"])
-            else:
-                model = _model_of(path.get("pretrain_network_shape"))
+            given = path.morphable_model
+            model = MorphableModel.read(given) if given else _model_of(path.pretrain_network_shape)
         except CheckpointError:
             raise
         except (OSError, ValueError) as error:
             raise OptionError(f"path.morphable_model: {error}") from error
         try:
-            return ShapePrior(regressor, model, protocol=self.opt.get("protocol", "open")).to(self.device)
+            return ShapePrior(regressor, model, protocol=self.file.protocol).to(self.device)
         except ValueError as error:
             raise OptionError(f"network_shape: {error}") from error
 
-    def optimizer(self, name: str, parameters: Iterable[nn.Parameter], opt: dict | None) -> None:
-        """Adds an optimiser ``{type: Adam, lr: ..., betas: ...}`` under the name."""
-        if not isinstance(opt, Mapping):
+    def optimizer(self, name: str, parameters: Iterable[nn.Parameter], opt: OptimizerOptions | None) -> None:
+        """Adds an optimiser under the name, which is that of its section in ``train``."""
+        if opt is None:
             raise OptionError(f"train.{name}: this section is missing; write for instance {{type: Adam, lr: 2.0e-3}}")
-        arguments = dict(opt)
-        optimizer_class = find_optimizer(opt, f"train.{name}")
-        arguments.pop("type", None)
-        self.optimizers[name] = optimizer_class(parameters, **arguments)
+        self.optimizers[name] = build_optimizer(opt, parameters)
         self.base_rates[name] = self.optimizers[name].defaults["lr"]
 
     def average(self, name: str) -> None:
@@ -225,7 +223,7 @@ class TrainingModel:
         """Moves the averages; their decay warms up, so that early checkpoints are not the initialisation."""
         if not self._last_part:
             return
-        decay = min(self.train_opt.get("ema_decay", 0.999), (1 + step) / (10 + step))
+        decay = min(self.train_opt.ema_decay, (1 + step) / (10 + step))
         for name, average in self.ema.items():
             network = self.networks[name]
             for mean, value in zip(average.parameters(), network.parameters(), strict=True):
@@ -235,7 +233,7 @@ class TrainingModel:
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Mixed precision where ``precision: bf16`` asks for it."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.opt.get("precision", "fp32") == "bf16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.file.precision == "bf16")
 
     def train_step(self, batches: Sequence[dict[str, Any]], step: int) -> dict[str, float]:
         """Step ``step`` (from 0) on one batch, or on several whose gradients are averaged; returns the mean of the logs.
@@ -304,7 +302,7 @@ class TrainingModel:
             found = enumerate(distributed.everyones(self._failure))
             raise FloatingPointError("; ".join(f"in process {rank}: {fault}" for rank, fault in found if fault))
         distributed.average_statistics(self.networks.values(), self.device)
-        if self.train_opt.get("grad_clip"):
+        if self.train_opt.grad_clip:
             for name in names:
                 self._clip_gradients(name)
         for name in names:
@@ -328,7 +326,7 @@ class TrainingModel:
 
     def _fault(self, names: list[str], loss: Tensor) -> str | None:
         """What is wrong with a loss, and with which of its parts; None if nothing is."""
-        value, limit = loss.item(), self.train_opt.get("max_loss") or math.inf
+        value, limit = loss.item(), self.train_opt.max_loss or math.inf
         before = self._blamed[1] if self._blamed[0] is self.log else set()
         losses = {name: part for name, part in self.log.items() if name.startswith("l_")}
         parts = {name: part for name, part in losses.items() if name not in before} or losses
@@ -345,7 +343,7 @@ class TrainingModel:
         return [parameter for group in self.optimizers[name].param_groups for parameter in group["params"]]
 
     def _clip_gradients(self, name: str) -> None:
-        norm = nn.utils.clip_grad_norm_(self._parameters(name), self.train_opt["grad_clip"]).item()
+        norm = nn.utils.clip_grad_norm_(self._parameters(name), self.train_opt.grad_clip).item()
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient of {name} is {norm}; the losses: {self.log}")
         self.log[f"grad_{name}"] = norm
@@ -359,8 +357,8 @@ class TrainingModel:
 
     def set_learning_rate(self, step: int) -> None:
         """Sets the rate of step ``step``; it depends on nothing else, so a resumed run has the same."""
-        total, warmup = self.train_opt["total_iter"], self.train_opt.get("warmup_iter", 0)
-        factor = learning_rate_factor(step, total, warmup, self.schedule)
+        train = self.train_opt
+        factor = learning_rate_factor(step, train.total_iter, train.warmup_iter, train.schedule)
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = self.base_rates[name] * factor

@@ -9,6 +9,7 @@ from scipy import ndimage, stats
 from skimage.data import astronaut
 
 from oracles import degradation as oracle
+from sgpn_arch.errors import OptionError
 from sgpn_data import degradation as deg
 
 # sigma in pixels, r, delta in grey levels, q: the ranges printed in GFP-GAN's paper, in its code, and in CodeFormer's.
@@ -256,7 +257,7 @@ class TestDegradation:
 
 class TestOptions:
     def test_unknown_key_names_the_nearest(self):
-        with pytest.raises(KeyError, match="did you mean 'downsample'"):
+        with pytest.raises(OptionError, match="did you mean 'downsample'"):
             deg.Degradation(downsampel=(1, 2))
 
     def test_unknown_preset_names_the_nearest(self):
@@ -299,7 +300,7 @@ class TestOptions:
                 self.strength = strength
 
         assert deg.build_degradation({"type": "Invert", "strength": 2}).strength == 2
-        assert deg.build_degradation({"preset": "codeformer", "jpeg": [40, 90]}).options["jpeg"] == (40, 90)
+        assert deg.build_degradation({"preset": "codeformer", "jpeg": [40, 90]}).options.jpeg == (40, 90)
         with pytest.raises(ValueError, match="did you mean 'Invert'"):
             deg.build_degradation({"type": "Inverted"})
         with pytest.raises(KeyError, match="registered already"):

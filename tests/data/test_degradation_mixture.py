@@ -53,5 +53,5 @@ def test_the_generator_decides_everything(face):
 
 @pytest.mark.parametrize("presets", [{}, None, {"mild": 0}, {"mild": -1}, {"mlid": 1}])
 def test_wrong_mixtures_are_refused(presets):
-    with pytest.raises(ValueError, match="degradation: pres"):
+    with pytest.raises(ValueError, match="degradation.pres"):
         DegradationMixture(presets)

@@ -10,10 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sgpn_arch.ranges import Amount, Count
 from sgpn_arch.registry import ARCH_REGISTRY, MODEL_REGISTRY
+from sgpn_arch.schema import Options
 from sgpn_model.train import distributed
 from sgpn_model.train.losses import nonsaturating_loss, r1_penalty
-from sgpn_model.train.training_model import TrainingModel
+from sgpn_model.train.optimizers import Optimizer
+from sgpn_model.train.training_model import TrainingModel, TrainOptions
 
 
 @ARCH_REGISTRY.register()
@@ -33,6 +36,18 @@ class TinyNet(nn.Module):
         return x.mean(dim=(2, 3)) if self.judge else x
 
 
+class TinyGanOptions(Options):
+    r1_every: Count
+
+
+class TinyOptions(TrainOptions):
+    optim_g: Optimizer
+    optim_d: Optimizer
+    noise: Amount = 0.0
+    gan: TinyGanOptions | None = None
+    poison: int | None = None
+
+
 @MODEL_REGISTRY.register()
 class TinyModel(TrainingModel):
     """Restores the degraded picture with noise on it (``train.noise``: its deviation); ``train.gan`` adds a discriminator.
@@ -41,13 +56,12 @@ class TinyModel(TrainingModel):
     """
 
     NETWORKS = ("network_g", "network_d")
-    TRAIN_KEYS = frozenset({"optim_g", "optim_d", "noise", "gan", "poison"})
-    TRAIN_SECTIONS = {"gan": {"r1_every"}}
+    OPTIONS = TinyOptions
 
     def build(self) -> None:
         for name, optimizer in (("network_g", "optim_g"), ("network_d", "optim_d")):
             self.networks[name] = self.network(name)
-            self.optimizer(optimizer, self.networks[name].parameters(), self.train_opt[optimizer])
+            self.optimizer(optimizer, self.networks[name].parameters(), getattr(self.train_opt, optimizer))
         self.networks["network_d"].requires_grad_(False)
         self.average("network_g")
         self.seen = 0
@@ -65,13 +79,13 @@ class TinyModel(TrainingModel):
         lq, hq = self.batch["lq"], self.batch["hq"]
         self.log, self.seen = {}, self.seen + len(lq)
         noise = torch.randn_like(lq) * random.random() + float(np.random.normal())
-        output = self.networks["network_g"](lq + self.train_opt.get("noise", 0.0) * noise)
+        output = self.networks["network_g"](lq + self.train_opt.noise * noise)
         loss = (output - hq).abs().mean()
         self.log.update({"l_pixel": loss.item(), "seen": self.seen})
-        if step == self.train_opt.get("poison") and distributed.rank() == distributed.world_size() - 1:
+        if step == self.train_opt.poison and distributed.rank() == distributed.world_size() - 1:
             loss = loss * torch.nan
             self.log["l_poisoned"] = loss.item()
-        gan = self.train_opt.get("gan")
+        gan = self.train_opt.gan
         if gan is not None:
             adversarial = 0.1 * nonsaturating_loss(self.networks["network_d"](output), real=True)
             self.log["l_adv"] = adversarial.item()
@@ -81,12 +95,12 @@ class TinyModel(TrainingModel):
             self._judge_step(output.detach(), step, gan)
         self.update_average(step)
 
-    def _judge_step(self, fake: Tensor, step: int, gan: dict) -> None:
+    def _judge_step(self, fake: Tensor, step: int, gan: TinyGanOptions) -> None:
         judge, real = self.networks["network_d"], self.batch["hq"].detach().requires_grad_(True)
         judge.requires_grad_(True)
         loss = nonsaturating_loss(judge(real), real=True) + nonsaturating_loss(judge(fake), real=False)
         self.log["l_d"] = loss.item()
-        if step % gan["r1_every"] == 0:
+        if step % gan.r1_every == 0:
             with self.uncompiled(judge):
                 penalty = r1_penalty(judge(real), real)
             self.log["l_r1"] = penalty.item()

@@ -3,10 +3,11 @@
 import cv2
 import pytest
 
+from sgpn_arch.errors import OptionError
 from sgpn_model import cli
 from sgpn_model.config.checking import checked_options
-from sgpn_model.config.data_folders import check_roots, fill_roots
-from sgpn_model.config.reading import OptionError, read_options
+from sgpn_model.config.data_folders import fill_roots, missing_roots
+from sgpn_model.config.reading import read_options
 
 JOINT = "options/train/sgpn_open_256.yml"
 
@@ -51,11 +52,10 @@ def test_errors_name_the_switch(faces, capsys):
 
 def test_without_a_folder_the_key_and_the_way_are_told(faces):
     options, _ = read_options(JOINT)
-    with pytest.raises(
-        OptionError, match=r"^datasets.train.dataroot: .* add --data FOLDER. `sgpn align PHOTOS -o FOLDER`"
-    ):
-        check_roots(options)
+    told = [str(problem) for problem in missing_roots(options)]
+    assert [line.partition(":")[0] for line in told] == ["datasets.train.dataroot", "datasets.val.dataroot"]
+    assert all("add --data FOLDER. `sgpn align PHOTOS -o FOLDER`" in line for line in told)
     with pytest.raises(OptionError, match=f"^{JOINT}: datasets.train.dataroot: this option is missing"):
-        checked_options(JOINT, training=True)
-    checked_options(JOINT, files=False)  # as `sgpn options check` does
-    checked_options(JOINT, training=True, data=[str(folder) for folder in faces])
+        checked_options(JOINT, command="train")
+    checked_options(JOINT, files=False)
+    checked_options(JOINT, command="train", data=[str(folder) for folder in faces])

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from sgpn_arch.errors import OptionError
 from sgpn_arch.registry import ARCH_REGISTRY, MODEL_REGISTRY
 from sgpn_model.config.checking import check_networks, checked_options
-from sgpn_model.config.reading import OptionError
 from sgpn_model.train.joint_model import SGPNModel
 
 ROOT = Path(__file__).parents[3]
@@ -22,7 +22,7 @@ def test_it_passes_the_check_and_its_networks_are_those_of_its_stage(path):
     assert options["name"]
     if "model_type" not in options:
         return
-    networks = check_networks(options, MODEL_REGISTRY.get(options["model_type"]), files=False)
+    networks = check_networks(options, MODEL_REGISTRY.get(options["model_type"]))
     assert networks and all(p.is_meta for network in networks.values() for p in network.parameters())
     if "network_shape" in networks:
         with torch.device("meta"):
@@ -84,8 +84,8 @@ class TestWholeFiles:
             ("network_d.size=128", "network_d.size: is 128, but network_g makes pictures of 256"),
             ("datasets.val.size=128", "datasets.val.size: is 128, but network_g makes"),
             ("datasets.train.chache=ram", "datasets.train.chache: unknown option; did you mean 'cache'"),
-            ("datasets.train.degradation.preset=gfpgam", "datasets.train.degradation: .*'gfpgam'.*'gfpgan'"),
-            ("datasets.train.degradation.jpg=5", "datasets.train.degradation: .*'jpg'.*'jpeg'"),
+            ("datasets.train.degradation.preset=gfpgam", "datasets.train.degradation.preset: .*'gfpgam'.*'gfpgan'"),
+            ("datasets.train.degradation.jpg=5", "datasets.train.degradation.jpg: .*did you mean 'jpeg'"),
             ("datasets.train.degradation.type=Degradatoin", "degradation.type: .*did you mean 'Degradation'"),
             ("train.losses.pixel.wieght=1", "train.losses.pixel.wieght: unknown option"),
             ("train.gan.r1_evry=1", "train.gan.r1_evry: unknown option; did you mean 'r1_every'"),
@@ -114,7 +114,9 @@ class TestWholeFiles:
 
     def test_weights_to_start_from_must_be_there(self):
         override = "path.pretrain_network_g=nowhere.safetensors"
-        with pytest.raises(OptionError, match="^--set .*: path.pretrain_network_g: nowhere.safetensors: no such file"):
+        with pytest.raises(
+            OptionError, match="(?m)^--set .*: path.pretrain_network_g: nowhere.safetensors: no such file"
+        ):
             checked_options(self.JOINT, [override, "path.pretrain_network_shape=~"])
         checked_options(self.JOINT, [override], files=False)
 
@@ -127,4 +129,4 @@ class TestWholeFiles:
         ARCH_REGISTRY.register(ReadsAFile)
         options, _ = checked_options(self.JOINT, files=False)
         options["network_g"] = {"type": "ReadsAFile"}
-        assert set(check_networks(options, SGPNModel, files=False)) == {"network_d", "network_shape"}
+        assert set(check_networks(options, SGPNModel)) == {"network_d", "network_shape"}

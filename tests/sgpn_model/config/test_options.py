@@ -2,30 +2,41 @@
 
 import pytest
 import yaml
+from torch import nn
 
 from sgpn_arch import build_network
-from sgpn_arch.registry import MODEL_REGISTRY
+from sgpn_arch.by_name import build, check_plugin, signature_options
+from sgpn_arch.errors import OptionError
+from sgpn_arch.registry import LOSS_REGISTRY, MODEL_REGISTRY
+from sgpn_arch.schema import Options
 from sgpn_model import cli
-from sgpn_model.config.reading import (
-    OptionError,
-    build,
-    check_arguments,
-    check_keys,
-    check_plugin,
-    load_options,
-    read_options,
-)
+from sgpn_model.config.checking import checked_options
+from sgpn_model.config.reading import read_options
 
 BASE = """
 name: base
-model_type: ShapeModel
+model_type: SGPNModel
 datasets:
   train: {type: FaceRestorationDataset, dataroot: [a, b], size: 64}
+network_g: {type: SGPN, size: 64, width: 0.02, max_channels: 8, style_dim: 16, latent_dim: 8, coeff_dim: 205}
+network_d: {type: SGPNDiscriminator, size: 64, width: 0.02, max_channels: 8}
+network_shape: {type: D3DFR, id_dim: 80, exp_dim: 52, tex_dim: 40, backbone: resnet18}
 train:
   total_iter: 10
+  losses: {pixel: {type: L1Loss}}
   optim_g: {type: Adam, lr: 0.002, betas: [0.0, 0.99]}
+  optim_d: {type: Adam}
+  optim_shape: {type: Adam}
   gan: {loss_weight: 1.0}
 """
+
+
+def merged(path, overrides=()):
+    return read_options(path, overrides)[0]
+
+
+def check(path, overrides=()):
+    return checked_options(path, overrides, files=False)[0]
 
 
 @pytest.fixture
@@ -43,62 +54,62 @@ def write(tmp_path):
 
 class TestInheritance:
     def test_a_variant_changes_only_what_differs(self, write):
-        base = load_options(write(BASE, "base.yml"))
-        heir = load_options(write("_base_: ../base.yml\nname: heir\ntrain: {optim_g: {lr: 0.001}}\n", "sub/heir.yml"))
+        base = merged(write(BASE, "base.yml"))
+        heir = merged(write("_base_: ../base.yml\nname: heir\ntrain: {optim_g: {lr: 0.001}}\n", "sub/heir.yml"))
         base["name"], base["train"]["optim_g"]["lr"] = "heir", 0.001
         assert heir == base
 
     def test_lists_and_switched_off_sections_replace_the_inherited_ones(self, write):
         write(BASE, "base.yml")
-        heir = load_options(write("_base_: [base.yml]\ndatasets: {train: {dataroot: [c]}}\ntrain: {gan: ~}\n"))
+        heir = merged(write("_base_: [base.yml]\ndatasets: {train: {dataroot: [c]}}\ntrain: {gan: ~}\n"))
         assert heir["datasets"]["train"]["dataroot"] == ["c"] and heir["datasets"]["train"]["size"] == 64
         assert heir["train"]["gan"] is None and heir["train"]["total_iter"] == 10
 
     def test_the_result_is_plain(self, write):
-        options = load_options(write(BASE))
+        options = merged(write(BASE))
         assert type(options) is dict and type(options["train"]["optim_g"]) is dict
 
     def test_a_section_may_follow_one_that_was_switched_off(self, write):
         write(BASE + "val: ~\n", "base.yml")
-        assert load_options(write("_base_: base.yml\nval: {val_freq: 5}\n"))["val"] == {"val_freq": 5}
+        assert merged(write("_base_: base.yml\nval: {val_freq: 5}\n"))["val"] == {"val_freq": 5}
 
     def test_a_section_can_replace_the_inherited_one(self, write):
         write(BASE, "base.yml")
-        heir = load_options(write("_base_: base.yml\ntrain: {_delete_: true, gan: {_delete_: true, r1_every: 2}}\n"))
+        heir = merged(write("_base_: base.yml\ntrain: {_delete_: true, gan: {_delete_: true, r1_every: 2}}\n"))
         assert heir["train"] == {"gan": {"r1_every": 2}}
 
     def test_of_several_bases_the_last_counts(self, write):
         write(BASE, "one.yml")
         write("name: two\ntrain: {total_iter: 20}\n", "two.yml")
-        heir = load_options(write("_base_: [one.yml, two.yml]\nmodel_type: M\n"))
+        heir = merged(write("_base_: [one.yml, two.yml]\nmodel_type: M\n"))
         assert (heir["name"], heir["model_type"], heir["train"]["total_iter"]) == ("two", "M", 20)
         assert heir["train"]["gan"] == {"loss_weight": 1.0}
 
     def test_a_missing_base_is_named_with_its_heir(self, write):
         with pytest.raises(OptionError, match=r"nowhere\.yml: no such option file.*options\.yml inherits"):
-            load_options(write("_base_: nowhere.yml\n"))
+            merged(write("_base_: nowhere.yml\n"))
 
     def test_a_circle_is_refused(self, write):
         write("_base_: two.yml\n", "one.yml")
         with pytest.raises(OptionError, match="inherits from itself"):
-            load_options(write("_base_: one.yml\n", "two.yml"))
+            merged(write("_base_: one.yml\n", "two.yml"))
 
 
 class TestOverrides:
     def test_values_are_yaml(self, write):
         overrides = ["train.total_iter=7", "name=a=b", "datasets.train.dataroot=[x, y]", "train.gan=~", "device=cpu"]
-        options = load_options(write(BASE), overrides)
+        options = merged(write(BASE), overrides)
         assert options["train"]["total_iter"] == 7 and options["name"] == "a=b" and options["device"] == "cpu"
         assert options["datasets"]["train"]["dataroot"] == ["x", "y"] and options["train"]["gan"] is None
 
     def test_sections_appear_as_they_are_needed(self, write):
-        options = load_options(write(BASE + "path: ~\n"), ["path.experiments_root=e", "network_g.size=64", "val={}"])
-        assert options["path"] == {"experiments_root": "e"} and options["network_g"] == {"size": 64}
+        options = merged(write(BASE + "path: ~\n"), ["path.experiments_root=e", "network_x.size=64", "val={}"])
+        assert options["path"] == {"experiments_root": "e"} and options["network_x"] == {"size": 64}
 
     @pytest.mark.parametrize("text", ["2e-4", "2.0e-4", "0.0002", "+2E-4"])
     def test_every_way_to_write_a_small_number_is_a_number(self, write, text):
-        assert load_options(write(BASE), [f"train.optim_g.lr={text}"])["train"]["optim_g"]["lr"] == 2e-4
-        assert load_options(write(BASE.replace("0.002", text)))["train"]["optim_g"]["lr"] == 2e-4
+        assert merged(write(BASE), [f"train.optim_g.lr={text}"])["train"]["optim_g"]["lr"] == 2e-4
+        assert merged(write(BASE.replace("0.002", text)))["train"]["optim_g"]["lr"] == 2e-4
 
     @pytest.mark.parametrize(
         ("assignment", "message"),
@@ -113,7 +124,7 @@ class TestOverrides:
     )
     def test_bad_ones_are_named(self, write, assignment, message):
         with pytest.raises(OptionError, match=message):
-            load_options(write(BASE), [assignment])
+            check(write(BASE), [assignment])
 
 
 @pytest.fixture
@@ -131,7 +142,7 @@ def chain(write):
 class TestOrigins:
     def source(self, path, overrides=()):
         with pytest.raises(OptionError) as caught:
-            load_options(path, overrides)
+            check(path, overrides)
         assert str(caught.value).startswith(f"{caught.value.source}: ")
         return caught.value.source
 
@@ -145,7 +156,7 @@ class TestOrigins:
         path = chain(middle="train: {total_iter: no}\n")
         assert self.source(path).endswith("middle.yml")
         assert self.source(path, ["train.total_iter=maybe"]) == "--set train.total_iter=maybe"
-        assert load_options(path, ["train.total_iter=5"])["train"]["total_iter"] == 5
+        assert check(path, ["train.total_iter=5"])["train"]["total_iter"] == 5
 
     def test_what_was_replaced_is_not_blamed(self, chain):
         path = chain(base="val: {val_frq: 5}\n", middle="val: {_delete_: true, save_imges: 3}\n")
@@ -156,7 +167,7 @@ class TestOrigins:
         assert origins.of("train.optim_g: cannot be built").endswith("base.yml")
         assert origins.of("train: cannot be built").endswith("top.yml")
         assert origins.of("datasets.val: this section is missing").endswith("base.yml")
-        assert origins.of("network_g: this section is missing").endswith("top.yml")
+        assert origins.of("network_x: this section is missing").endswith("top.yml")
 
     def test_of_a_section_of_several_files_the_option_that_is_named_counts(self, chain):
         path = chain(middle="datasets: {train: {cache: disk}}\n", top="datasets: {train: {size: 128}}\n")
@@ -193,12 +204,12 @@ class TestRefusals:
     )
     def test_unknown_keys_name_the_nearest_known_one(self, write, line, message):
         with pytest.raises(OptionError, match=message):
-            load_options(write(f"{BASE}{line}\n"))
+            check(write(f"{BASE}{line}\n"))
 
     @pytest.mark.parametrize(
         ("override", "message"),
         [
-            ("train.optim_g.lr=fast", "train.optim_g.lr: expected a number of at least 0, found 'fast'"),
+            ("train.optim_g.lr=fast", "train.optim_g.lr: expected a number above 0, found 'fast'"),
             ("train.gan.loss_weight=-1", "train.gan.loss_weight: expected a number of at least 0"),
             ("train.ema_decay=1.5", "train.ema_decay: expected a number from 0 to 1, found 1.5"),
             ("datasets.train.batch_size_per_gpu=0", "datasets.train.batch_size_per_gpu: expected a whole number"),
@@ -206,16 +217,21 @@ class TestRefusals:
     )
     def test_numbers_that_are_none_are_refused(self, write, override, message):
         with pytest.raises(OptionError, match=message):
-            load_options(write(BASE), [override])
+            check(write(BASE), [override])
 
     def test_numbers_of_plugins_are_their_own_business(self, write):
+        @LOSS_REGISTRY.register()
+        class Mine(nn.Module):
+            def __init__(self, loss_weight=None, every=None):
+                super().__init__()
+
         override = "train.losses.mine={type: Mine, loss_weight: [1, 2], every: often}"
-        assert load_options(write(BASE), [override])["train"]["losses"]["mine"]["every"] == "often"
+        assert check(write(BASE), [override])["train"]["losses"]["mine"]["every"] == "often"
 
     @pytest.mark.parametrize("key", ["train", "logger", "val", "network_g"])
     def test_what_is_only_for_training_has_no_place_in_a_file_for_tests(self, write, key):
         with pytest.raises(OptionError, match=f"options.yml: {key}: has no meaning in a file for .sgpn test."):
-            load_options(write(f"restorers: {{a: b}}\n{key}: {{}}\n"))
+            check(write(f"restorers: {{a: b}}\n{key}: {{}}\n"))
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -229,19 +245,19 @@ class TestRefusals:
     )
     def test_files_that_are_not_options(self, write, text, message):
         with pytest.raises(OptionError, match=message):
-            load_options(write(text))
+            check(write(text))
 
     def test_a_file_is_never_run_as_code(self, write, tmp_path):
         code = f"open({str(tmp_path / 'ran')!r}, 'w')\nname = 'x'\n"
         program = write(code, "options.py")
         for path in (program, write("_base_: options.py\n")):
             with pytest.raises(OptionError, match=r"options\.py: an option file is YAML"):
-                load_options(path)
+                check(path)
         assert not (tmp_path / "ran").exists()
 
     def test_a_missing_file(self, tmp_path):
         with pytest.raises(OptionError, match=r"nowhere\.yml: no such option file"):
-            load_options(tmp_path / "nowhere.yml")
+            check(tmp_path / "nowhere.yml")
 
 
 class Sized:
@@ -269,8 +285,8 @@ class TestPlugins:
         [
             ({"type": "Sizd"}, r"here\.type: unknown name 'Sizd'; did you mean 'Sized'"),
             ({"type": None}, r"here\.type: unknown name 'None'"),
-            ({"size": 3}, "here: needs a 'type', one of Sized"),
-            (None, "here: needs a 'type'"),
+            ({"size": 3}, "here.type: this option is missing; known: Sized"),
+            (None, "here: expected a mapping with 'type'.*, found None"),
             ({"type": "Sized", "color": 3}, r"here\.color: unknown option; did you mean 'colour'"),
             ({"type": "Sized", "size": -1}, "here: size is negative"),
         ],
@@ -287,8 +303,12 @@ class TestPlugins:
         check_plugin({"type": "whole", "anything": 1}, registry, "here")
 
     def test_ours_among_them_say_which_they_know(self, registry):
+        class WholeOptions(Options):
+            size: int = 1
+            colour: str = "red"
+
         class Whole:
-            OPTIONS = ("size", "colour")
+            OPTIONS = WholeOptions
 
             def __init__(self, opt):
                 self.opt = opt
@@ -314,15 +334,16 @@ class TestPlugins:
         def function(size: int, rate: float | None = None, flag: bool = False, name: str = "", free=None):
             raise AssertionError("is only looked at")
 
-        check_arguments({"size": 5, "rate": 1, "flag": True, "name": "x", "free": []}, function, "here")
-        check_arguments({"rate": None}, function, "here", supplied=["size"])
-        check_arguments({}, function, "here", given=1)
+        model = signature_options(function)
+        model.read({"size": 5, "rate": 1, "flag": True, "name": "x", "free": []})
+        signature_options(function, supplied=frozenset({"size"})).read({"rate": None})
+        signature_options(function, given=1).read({})
         with pytest.raises(OptionError, match=message):
-            check_arguments(arguments, function, "here")
+            model.read(arguments, "here")
 
-    def test_check_keys_wants_a_mapping(self):
+    def test_a_section_is_a_mapping(self):
         with pytest.raises(OptionError, match=r"train: expected a mapping of options, found \[1\]"):
-            check_keys([1], {"a"}, "train")
+            Options.read([1], "train")
 
 
 def test_an_unknown_network_names_the_nearest():
@@ -334,13 +355,13 @@ class TestCommand:
     def test_show_prints_what_load_options_reads(self, chain, capsys):
         path = chain(top="name: top\ntrain: {optim_g: {lr: 2e-5}}\n")
         cli.main(["options", "show", str(path), "--set", "device=cpu"])
-        assert yaml.safe_load(capsys.readouterr().out) == load_options(path, ["device=cpu"])
+        assert yaml.safe_load(capsys.readouterr().out) == merged(path, ["device=cpu"])
 
     def test_with_origins_it_is_the_same_yaml_and_every_line_has_its_file(self, chain, capsys):
         path = chain(middle="val: {}\n", top="name: 'a: b'\ntrain: {optim_g: {lr: 2e-5}}\n")
         cli.main(["options", "show", str(path), "--origin", "--set", "device=cpu"])
         out = capsys.readouterr().out
-        assert yaml.safe_load(out) == load_options(path, ["device=cpu"])
+        assert yaml.safe_load(out) == merged(path, ["device=cpu"])
         lines = {line.split(":")[0].strip(): line.rpartition("  # ")[2] for line in out.splitlines() if "  # " in line}
         assert lines["device"] == "--set device=cpu"
         assert lines["lr"] == lines["name"] == str(path)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from sgpn_arch.errors import OptionError
 from sgpn_model import cli
-from sgpn_model.config.reading import OptionError, read_options, shipped_files
+from sgpn_model.config.reading import read_options, shipped_files
 
 ROOT = Path(__file__).parents[3]
 

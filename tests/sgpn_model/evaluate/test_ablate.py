@@ -6,9 +6,9 @@ import cv2
 import pytest
 import yaml
 
+from sgpn_arch.errors import OptionError
 from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_model import cli
-from sgpn_model.config.reading import OptionError
 from sgpn_model.evaluate import variants as ablate
 from sgpn_model.train.joint_model import SGPNModel
 

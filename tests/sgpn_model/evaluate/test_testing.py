@@ -15,11 +15,10 @@ import yaml
 from torch import nn
 
 from oracles import metrics as oracle
-from sgpn_arch.errors import UserError
+from sgpn_arch.errors import OptionError, UserError
 from sgpn_arch.registry import METRIC_REGISTRY
 from sgpn_data.photos import read_photo, write_picture
 from sgpn_model import cli
-from sgpn_model.config.reading import OptionError
 from sgpn_model.config.registries import fill_registries
 from sgpn_model.evaluate import evaluate as pipeline
 from sgpn_model.evaluate import report
@@ -477,22 +476,25 @@ def test_without_landmarks_and_degradation_what_cannot_be_measured_is_left_out(o
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("metrics=[]", "metrics: this option is missing"),
-        ("metrics=psnr", "metrics: expected a list of names"),
-        ("manual_seed=1", "manual_seed: has no effect .*datasets.test.seed"),
+        ("metrics=[]", "metrics: expected a list of metrics"),
+        ("metrics=psnr", "metrics: expected a list of metrics' names, found 'psnr'"),
+        ("manual_seed=1", "manual_seed: has no meaning .*datasets.test.seed"),
         ("train={total_iter: 3}", "train: has no meaning"),
         ("path={experiments_root: x}", "path: has no meaning"),
-        ("model_type=SGPNModel", "model_type: has no meaning for `sgpn test`, which takes datasets, device"),
+        ("model_type=SGPNModel", "model_type: has no meaning in a file for `sgpn test`"),
         ("restorers={x: 3}", "restorers.x: expected weights or a folder, found 3"),
-        ("restorers={x: {weights: default, fidelity: 2}}", "fidelity is 2: give a number from 0 to 1, or auto"),
+        (
+            "restorers={x: {weights: default, fidelity: 2}}",
+            "x.fidelity: expected a number from 0 to 1 or auto, found 2",
+        ),
         ("restorers={x: {weight: default}}", "restorers.x.weight: unknown option"),
-        ("restorers={x: {fidelity: 1}}", "restorers.x: expected weights or a folder, found None"),
+        ("restorers={x: {fidelity: 1}}", "restorers.x.weights: this option is missing"),
         ("restorers=[x]", "restorers: expected a mapping"),
-        ("metrics=[pnsr]", "metrics.pnsr: unknown option.*'psnr'"),
-        ("metrics=[calculate_psnr]", "metrics.calculate_psnr: unknown option"),
+        ("metrics=[pnsr]", "metrics.0: unknown name 'pnsr'; did you mean 'psnr'"),
+        ("metrics=[calculate_psnr]", "metrics.0: unknown name 'calculate_psnr'"),
         ("restorers={ground truth: x}", "restorers.ground truth: .*choose another"),
         ("datasets={train: {}}", "datasets.train: unknown option"),
-        ("datasets.test.dataroot=/nowhere", "datasets.test: .*/nowhere"),
+        ("datasets.test.dataroot=/nowhere", "datasets.test.dataroot: /nowhere: no such folder"),
         ("judge=/nowhere", "weights '/nowhere': no such file"),
     ],
 )

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sgpn_arch.errors import OptionError
 from sgpn_data.degradation import Degradation
 from sgpn_data.tensors import to_tensor
-from sgpn_model.config.reading import OptionError
 from sgpn_model.restore.fidelity import BANDS, blend, sharpness
 from sgpn_model.restore.restorer import FaceRestorer
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from oracles import masks as oracle
+from sgpn_arch.errors import OptionError
 from sgpn_data.alignment import feather_mask, template_points
 from sgpn_model.config.device import choose_device
-from sgpn_model.config.reading import OptionError
 from sgpn_model.restore import restorer as module
 from sgpn_model.restore.restorer import FaceRestorer, is_grey, match_seam, ownership
 from sgpn_model.weights import pretrained

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oracles import augment as oracle
+from sgpn_arch.errors import OptionError
 from sgpn_model.train import augment
-from sgpn_model.train.augment import KINDS, AdaptiveProbability, Augmentation
+from sgpn_model.train.augment import AdaptiveProbability, Augmentation, AugmentOptions, KindOptions
 
 SIZE = 32
 MANY = 4000
@@ -21,8 +22,11 @@ def _seed():
     torch.manual_seed(0)
 
 
+KINDS = tuple(KindOptions.model_fields)
+
+
 def only(*kinds):
-    return Augmentation({kind: float(kind in kinds) for kind in KINDS})
+    return Augmentation(KindOptions(**{kind: float(kind in kinds) for kind in KINDS}))
 
 
 def pictures(count=4, size=SIZE, dtype=torch.float64):
@@ -186,7 +190,7 @@ class TestProbability:
                 assert not CHANGED[other](views).any(), other
 
     def test_factors_multiply_it(self):
-        views = Augmentation({**dict.fromkeys(KINDS, 0.0), "hue": 0.25}).draw(pictures(MANY, 8), 0.8)
+        views = Augmentation(KindOptions(**{**dict.fromkeys(KINDS, 0.0), "hue": 0.25})).draw(pictures(MANY, 8), 0.8)
         assert CHANGED["hue"](views).float().mean().item() == pytest.approx(0.2, abs=0.03)
 
     def test_kinds_are_drawn_apart(self):
@@ -252,7 +256,7 @@ class TestStrength:
 
 class TestDerivatives:
     def views(self, images):
-        return Augmentation(dict.fromkeys(KINDS, 1.0)).draw(images, 0.8)
+        return Augmentation(KindOptions(**dict.fromkeys(KINDS, 1.0))).draw(images, 0.8)
 
     def test_first_and_second(self):
         images = pictures(2, 8).requires_grad_(True)
@@ -305,7 +309,7 @@ class TestRandomness:
 
 class TestController:
     def test_rises_while_the_discriminator_is_sure_and_falls_when_it_is_not(self):
-        controller = AdaptiveProbability(target=0.6, ramp_images=1000, every=2, max_p=0.8)
+        controller = AdaptiveProbability(AugmentOptions(target=0.6, ramp_images=1000, every=2, max_p=0.8))
         for _ in range(10):  # sure of all: r_t = 1
             controller.update(16, 16)
         assert controller.p == pytest.approx(160 / 1000) and controller.overfitting == 1
@@ -320,7 +324,7 @@ class TestController:
         assert controller.p == 0.8
 
     def test_moves_only_now_and_then_by_the_mean_in_between(self):
-        controller = AdaptiveProbability(ramp_images=100, every=4)
+        controller = AdaptiveProbability(AugmentOptions(ramp_images=100, every=4))
         for signs in (8, -8, 8):
             controller.update(signs, 8)
             assert controller.p == 0 and controller.overfitting == 0
@@ -328,12 +332,12 @@ class TestController:
         assert controller.overfitting == 0.5 and controller.p == 0
 
     def test_fixed_without_a_target(self):
-        controller = AdaptiveProbability(p=0.3, target=None, every=1, ramp_images=10)
+        controller = AdaptiveProbability(AugmentOptions(p=0.3, target=None, every=1, ramp_images=10))
         controller.update(8, 8)
         assert controller.p == 0.3 and controller.overfitting == 1
 
     def test_goes_on_where_it_was(self):
-        one, other = (AdaptiveProbability(ramp_images=100, every=3) for _ in range(2))
+        one, other = (AdaptiveProbability(AugmentOptions(ramp_images=100, every=3)) for _ in range(2))
         for _ in range(4):
             one.update(7, 8)
         other.load_state_dict(one.state_dict())
@@ -343,15 +347,15 @@ class TestController:
         assert one.state_dict() == other.state_dict() and one.p > 0.4
 
     @pytest.mark.parametrize(
-        ("build", "message"),
+        ("section", "message"),
         [
-            (lambda: AdaptiveProbability(p=0.9), "p is 0.9; expected 0 to 0.8"),
-            (lambda: AdaptiveProbability(every=0), "every is 0"),
-            (lambda: AdaptiveProbability(target=2), "target is 2"),
-            (lambda: Augmentation({"rotation": 1}), "unknown kind of augmentation 'rotation'"),
-            (lambda: Augmentation({"hue": 1.5}), "hue: expected a factor"),
+            ({"p": 0.9}, "p: is 0.9, above max_p, which is 0.8"),
+            ({"every": 0}, "every: expected a whole number of at least 1, found 0"),
+            ({"target": 2}, "target: expected a number from -1 to 1 or ~ .nothing., found 2"),
+            ({"kinds": {"rotation": 1}}, "kinds.rotation: unknown option; did you mean 'rotate'"),
+            ({"kinds": {"hue": 1.5}}, "kinds.hue: expected a number from 0 to 1, found 1.5"),
         ],
     )
-    def test_refusals(self, build, message):
-        with pytest.raises(ValueError, match=message):
-            build()
+    def test_refusals(self, section, message):
+        with pytest.raises(OptionError, match=message):
+            AugmentOptions.read(section)

@@ -63,6 +63,7 @@ def photo(astronaut):
 def test_l1_is_the_mean_absolute_difference(weight):
     load_basicsr()
     a, b = random(2, 3, 5, 4), random(2, 3, 5, 4, seed=1)
+    load_basicsr()
     loss = LOSS_REGISTRY.get("L1Loss")(loss_weight=weight)
     assert loss(a, b).item() == pytest.approx(weight * oracle.l1(a, b), rel=1e-12)
 
@@ -285,11 +286,16 @@ def stage(model_class, **train):
     tiny = {"size": SIZE, "width": 0.02, "max_channels": 8}
     options = {
         "name": "tiny",
+        "model_type": model_class.__name__,
+        "datasets": {"train": {"type": "FaceRestorationDataset", "dataroot": "unread", "size": SIZE}},
+        "train": {"total_iter": 100, **train},
+    }
+    networks = {
         "network_g": {"type": "SGPN", **tiny, "style_dim": 16, "latent_dim": 8, "coeff_dim": sum(DIMS) + 33},
         "network_d": {"type": "SGPNDiscriminator", **tiny},
         "network_shape": {"type": "PooledRegressor"},
-        "train": {"total_iter": 100, **train},
     }
+    options.update({name: networks[name] for name in model_class.NETWORKS})
     fill_registries()
     torch.manual_seed(0)
     return model_class(options, torch.device("cpu"))
@@ -348,7 +354,7 @@ def generator_objective(model, batch, weights):
     frozen = model.frozen_prior
     wanted, found = (frozen.mesh(frozen.coefficients(x, shape.transform)) for x in (batch["hq"], output))
     indices = model.prior.model.landmarks
-    posed = model.train_opt.get("landmark_frame") == "posed"
+    posed = model.train_opt.landmark_frame == "posed"
 
     def frame(mesh):
         return mesh.vertices if posed else mesh.shape

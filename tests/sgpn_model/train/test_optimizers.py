@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgpn_model.config.reading import OptionError
-from sgpn_model.train.optimizers import Muon, find_optimizer, orthogonal
+from sgpn_arch.errors import OptionError
+from sgpn_model.train.optimizers import Muon, build_optimizer, orthogonal, read_optimizer
 
 
 @settings(deadline=None)
@@ -86,9 +86,20 @@ def test_muon_learns_and_resumes_exactly():
 
 
 def test_an_option_file_names_optimisers():
-    assert find_optimizer({"type": "Muon", "lr": 1e-3, "momentum": 0.9}, "train.optim_g") is Muon
-    assert find_optimizer({"lr": 1e-3}, "train.optim_g") is torch.optim.Adam
-    with pytest.raises(OptionError, match="train.optim_g.type: unknown optimiser 'Mion'; did you mean 'Muon'"):
-        find_optimizer({"type": "Mion"}, "train.optim_g")
+    weights = [torch.zeros(2, requires_grad=True)]
+    built = build_optimizer(read_optimizer({"type": "Muon", "lr": 1e-3, "momentum": 0.9}), weights)
+    assert isinstance(built, Muon) and built.defaults == {
+        "lr": 1e-3,
+        "momentum": 0.9,
+        "betas": (0.9, 0.99),
+        "eps": 1e-8,
+    }
+    for name in ("Adam", "AdamW"):
+        theirs = getattr(torch.optim, name)
+        built = build_optimizer(read_optimizer({"type": name}), weights)
+        assert type(built) is theirs and built.defaults == theirs(weights).defaults
+    assert read_optimizer({"lr": 1e-3}).type == "Adam"
+    with pytest.raises(OptionError, match="type: unknown optimiser 'Mion'; did you mean 'Muon'"):
+        read_optimizer({"type": "Mion"})
     with pytest.raises(OptionError, match="momentum"):
-        find_optimizer({"type": "Adam", "momentum": 0.9}, "train.optim_g")
+        read_optimizer({"type": "Adam", "momentum": 0.9})

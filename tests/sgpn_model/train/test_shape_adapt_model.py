@@ -8,8 +8,8 @@ import torch
 import yaml
 
 from sgpn_arch import build_network
+from sgpn_arch.errors import OptionError
 from sgpn_arch.face3d.morphable_model import MorphableModel
-from sgpn_model.config.reading import OptionError
 from sgpn_model.config.registries import fill_registries
 from sgpn_model.train import loop as train
 from sgpn_model.train.batches import build_dataset

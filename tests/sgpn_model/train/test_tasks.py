@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sgpn_arch.face3d.morphable_model import MorphableModel
-from sgpn_model.config.reading import load_options
+from sgpn_model.config.reading import read_options
 from sgpn_model.config.registries import fill_registries
 from sgpn_model.train import loop as train
 from sgpn_model.train.batches import build_dataset
@@ -64,8 +64,8 @@ def tiny(faces, folder):
 @pytest.mark.parametrize("task", TASKS)
 def test_differs_from_blind_restoration_in_the_task_only(task):
     base, options = (
-        load_options(OPTIONS / "train" / "sgpn_open_256.yml"),
-        load_options(OPTIONS / "task" / f"{task}.yml"),
+        read_options(OPTIONS / "train" / "sgpn_open_256.yml")[0],
+        read_options(OPTIONS / "task" / f"{task}.yml")[0],
     )
     assert options.pop("name") == f"{base.pop('name')}_{task}"
     for phase in ("train", "val"):
@@ -79,7 +79,7 @@ def test_differs_from_blind_restoration_in_the_task_only(task):
 @pytest.mark.parametrize("task", TASKS)
 def test_what_the_network_is_given(task, faces, tmp_path):
     fill_registries()
-    options = load_options(OPTIONS / "task" / f"{task}.yml", tiny(faces, tmp_path))
+    options = read_options(OPTIONS / "task" / f"{task}.yml", tiny(faces, tmp_path))[0]
     item = build_dataset(options["datasets"]["val"], "val")[0]
     lq, hq = (item[key].numpy().transpose(1, 2, 0) for key in ("lq", "hq"))
     if task == "inpaint":

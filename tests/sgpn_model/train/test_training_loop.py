@@ -25,15 +25,17 @@ from hypothesis import strategies as st
 
 from oracles.tiny_stage import TinyModel
 from sgpn_arch import build_network
+from sgpn_arch.errors import OptionError
 from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.layers import minibatch_stddev
-from sgpn_model.config.reading import OptionError
+from sgpn_data.face_dataset import LoaderOptions
 from sgpn_model.config.registries import fill_registries
+from sgpn_model.config.sections import best_rule, read_dataset
 from sgpn_model.train import distributed
 from sgpn_model.train import loop as train
 from sgpn_model.train.batches import BatchSampler, TrainingBatches, build_dataset
 from sgpn_model.train.log import RunLog, RunningMeans, keep_lines
-from sgpn_model.train.saving import Diverged, SaveError, best_rule
+from sgpn_model.train.saving import Diverged, SaveError
 from sgpn_model.train.training_model import mean_log
 from sgpn_model.weights.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
@@ -221,7 +223,7 @@ class DrawingDataset(torch.utils.data.Dataset):
 class TestWorkers:
     def test_outlive_an_epoch_and_are_seeded_per_item(self):
         """Two workers over three epochs; a run that begins in the middle draws the same."""
-        opt = {"batch_size_per_gpu": 2, "num_worker_per_gpu": 2}
+        opt = LoaderOptions(batch_size_per_gpu=2, num_worker_per_gpu=2)
         before = torch.get_rng_state()
         batches = TrainingBatches(DrawingDataset(), opt, seed=1, step=0)
         straight = [next(batches) for _ in range(6)]
@@ -242,7 +244,7 @@ class TestWorkers:
 
         def paths(workers):
             section = dataset_options(pictures, num_worker_per_gpu=workers, batch_size_per_gpu=4)
-            batches = TrainingBatches(build_dataset(section, "train"), section, seed=1, step=0)
+            batches = TrainingBatches(build_dataset(section, "train"), read_dataset(section), seed=1, step=0)
             taken = [next(batches) for _ in range(9)]
             batches.close()
             return taken

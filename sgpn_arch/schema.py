@@ -1,0 +1,183 @@
+"""Options, the base of every typed section of an option file, and the plain messages in which its refusals are told.
+
+pydantic checks: strict types, ranges, unions and all errors at once come with it, and attribute docstrings document each option
+where it stands; a dataclass would need all of that written by hand.
+"""
+
+import math
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from annotated_types import Ge, Gt, Interval, Le, Lt
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from sgpn_arch.errors import OptionError, Problem, nearest
+from sgpn_arch.ranges import OnDisk, Told
+
+Model = TypeVar("Model", bound="Options")
+# YAML has lists only.
+AS_TUPLE = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+UNIONS = (typing.Union, types.UnionType)
+WORDS = {int: "a whole number", float: "a number", str: "text", type(None): "~ (nothing)"}
+
+
+class Options(BaseModel):
+    """A section of an option file: its attributes are the options, each with type, range, default and a docstring.
+
+    Types are strict (``"5"`` and ``5.0`` are no whole numbers, ``true`` is no number), unknown options are refused, and a
+    refusal names every wrong option of the section and of those in it. Values cannot be changed afterwards.
+    """
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+    @classmethod
+    def read(cls: type[Model], section: Any, where: str = "") -> Model:
+        """The options of a section.
+
+        Args:
+            section: a mapping, or options that were read before. where: its dotted key, for messages.
+
+        Raises:
+            OptionError: some of them cannot be used; all of these are named.
+        """
+        try:
+            return cls.model_validate(section)
+        except ValidationError as error:
+            raise error.errors()[0]["ctx"]["error"].below(where) from None
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _plainly(cls, section: Any, check: Any) -> Any:
+        if isinstance(section, cls):
+            return section
+        section = {} if section is None else section  # a section written as ~
+        if not isinstance(section, Mapping):
+            raise OptionError(Problem("", f"expected a mapping of options, found {section!r}"))
+        try:
+            return check(dict(section))
+        except ValidationError as error:
+            raise OptionError(*_problems(cls, section, error)) from None
+
+
+def _problems(model: type[Options], section: Mapping, error: ValidationError) -> list[Problem]:
+    """One for each option that is wrong, or for each that is wrong in the sections inside."""
+    found: dict[str, Problem] = {}
+    for part in error.errors(include_url=False):
+        place = [str(key) for key in part["loc"] if not str(key).startswith("function-")]  # pydantic's own, of unions
+        own = part.get("ctx", {}).get("error")
+        if isinstance(own, OptionError):
+            where = ".".join(place)
+            found.update({problem.key: problem for problem in own.below(where).problems})
+        elif part["type"] == "extra_forbidden":
+            found[place[0]] = Problem(place[0], f"unknown option{nearest(place[0], model.model_fields)}")
+        elif part["type"] == "missing" and len(place) == 1:
+            found[place[0]] = Problem(place[0], "this option is missing")
+        else:
+            text = str(own) if own else _refusal(model.model_fields[place[0]], section[place[0]])
+            found[place[0]] = Problem(place[0], text)
+    # Of a union, a part that is a section says more than that it is none of the others.
+    return [each for key, each in found.items() if not any(other.startswith(f"{key}.") for other in found)]
+
+
+def _refusal(field: FieldInfo, value: Any) -> str:
+    kind = field.rebuild_annotation()
+    parts = typing.get_args(kind) if typing.get_origin(kind) in UNIONS else (kind,)
+    if isinstance(value, str) and all(typing.get_origin(each) is Literal or each is type(None) for each in parts):
+        return f"unknown value '{value}'{nearest(value, [word for each in parts for word in typing.get_args(each)])}"
+    return f"expected {told(kind)}, found {value!r}"
+
+
+def told(kind: Any) -> str:
+    """What values of a type are, in plain words: ``a whole number of at least 1``."""
+    parts = _parts(kind)
+    return " or ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+
+
+def _parts(kind: Any) -> list[str]:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        text = next((each.text for each in kind.__metadata__ if isinstance(each, Told)), None)
+        return [text or told(arguments[0]) + _range(kind.__metadata__)]
+    if origin in UNIONS:
+        return [part for each in arguments for part in _parts(each)]
+    if origin is Literal:
+        return [str(value) for value in arguments]
+    if kind is bool:
+        return ["true", "false"]
+    if origin in (list, tuple) and arguments:
+        return [f"a list, each {told(arguments[0])}"]
+    if isinstance(kind, type) and issubclass(kind, Options) or dict in (origin, kind):
+        return ["a mapping of options"]
+    return [WORDS.get(kind, "anything")]
+
+
+def _range(limits: tuple) -> str:
+    low, high, above, below = (
+        next((getattr(each, name) for each in limits if isinstance(each, wanted | Interval)), None)
+        for name, wanted in (("ge", Ge), ("le", Le), ("gt", Gt), ("lt", Lt))
+    )
+    if low is not None and high is not None:
+        return f" from {low:g} to {high:g}"
+    words = (" of at least", low), (" above", above), (" of at most", high), (" below", below)
+    return " and".join(f"{word} {value:g}" for word, value in words if value is not None and math.isfinite(value))
+
+
+def pair(kind: Any) -> Any:
+    """The type of two values of ``kind``, which YAML writes as a list."""
+    return Annotated[tuple[kind, kind], AS_TUPLE, Told(f"a pair, each {told(kind)}")]
+
+
+def span(kind: Any) -> Any:
+    """The type of a range [lo, hi] whose ends are of ``kind``; one number means lo = hi. Values are tuples (lo, hi)."""
+    text = f"{told(kind)}, or a pair [lo, hi] of such"
+    return Annotated[tuple[kind, kind], AfterValidator(_ordered), BeforeValidator(_both_ends), Told(text)]
+
+
+def _both_ends(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else (value, value)
+
+
+def _ordered(ends: tuple) -> tuple:
+    if ends[0] > ends[1]:
+        raise OptionError(Problem("", f"lo must not exceed hi, found {list(ends)!r}"))
+    return ends
+
+
+def absent(options: Options, where: str = "") -> Iterator[Problem]:
+    """A problem for each file or folder that options name, in sections inside too, and that is not there."""
+    for name, field in type(options).model_fields.items():
+        value, key = getattr(options, name), ".".join(filter(None, (where, name)))
+        if isinstance(value, Options):
+            yield from absent(value, key)
+            continue
+        parts = list(_parts_of(field.rebuild_annotation()))
+        mark = next((part for part in parts if isinstance(part, OnDisk)), None)
+        for path in (value if isinstance(value, list) else [value]) if mark and value and value not in parts else ():
+            place = Path(path).expanduser()
+            if mark.names and re.fullmatch(r"\w+", str(path)):
+                continue
+            if not (place.is_dir() if mark.folder else place.exists()):
+                yield Problem(key, f"{path}: no such {mark.what}; {mark.remedy}")
+
+
+def _parts_of(kind: Any) -> Iterator[Any]:
+    """The metadata of a type and of all its parts, and the words that it allows."""
+    if typing.get_origin(kind) is Literal:
+        yield from typing.get_args(kind)
+        return
+    if typing.get_origin(kind) is Annotated:
+        yield from kind.__metadata__
+    for part in typing.get_args(kind):
+        yield from _parts_of(part)
