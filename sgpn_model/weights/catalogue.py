@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import glob
+import importlib.util
 import os
 import shutil
 import sys
@@ -15,7 +16,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from sgpn_arch.errors import UserError, nearest
-from sgpn_arch.files import cache_folder, package_folder, sha256_of
+from sgpn_arch.files import cache_folder, sha256_of
 from sgpn_model.weights.formats import damage_of, kind_of
 
 CATALOGUE_FILE = Path(__file__).parent / "catalogue.yml"
@@ -101,8 +102,13 @@ def find_entry(name: str, catalogue: dict[str, Entry] | None = None) -> Entry:
 # Places
 
 
+def _package_folder(package: str) -> Path | None:
+    found = importlib.util.find_spec(package)
+    return Path(found.submodule_search_locations[0]) if found and found.submodule_search_locations else None
+
+
 def _facexlib_folder() -> Path | None:
-    package = package_folder("facexlib")
+    package = _package_folder("facexlib")
     return package / "weights" if package else None
 
 
@@ -125,7 +131,7 @@ def find_file(entry: Entry) -> Path | None:
     places = [cache_folder(), home(entry)]
     if entry.shipped:
         package, _, rest = entry.shipped.partition("/")
-        folder = package_folder(package)
+        folder = _package_folder(package)
         places = [folder / rest if folder else None]
     return next((place / entry.file for place in places if place and (place / entry.file).is_file()), None)
 
@@ -188,7 +194,7 @@ def fetch(
         with _locked(target):
             if _is_there(target, entry):  # fetched by another process while this one waited
                 return target, False
-            _fetch(entry, target, retries, timeout)
+            _fetch(entry, entry.url, target, retries, timeout)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         what = "the disk is full: make room" if full else "cannot be written"
@@ -224,7 +230,7 @@ def _locked(target: Path) -> Iterator[None]:
         lock.release()
 
 
-def _fetch(entry: Entry, target: Path, retries: int, timeout: tuple[float, float]) -> None:
+def _fetch(entry: Entry, url: str, target: Path, retries: int, timeout: tuple[float, float]) -> None:
     import gdown
     import requests
 
@@ -235,11 +241,11 @@ def _fetch(entry: Entry, target: Path, retries: int, timeout: tuple[float, float
             path.unlink(missing_ok=True)
 
     def download() -> None:
-        _download(entry, staged, retries, timeout)
+        _download(entry, url, staged, retries, timeout)
         problem = problem_of(staged, entry)
         if problem:
             raise DownloadError(
-                f"{entry.name}: what came from {entry.url} {problem}. Is there a login page in between (as in hotels)? Try "
+                f"{entry.name}: what came from {url} {problem}. Is there a login page in between (as in hotels)? Try "
                 f"again; if it stays so, the file has moved or changed: see {entry.source}"
             )
 
@@ -247,7 +253,7 @@ def _fetch(entry: Entry, target: Path, retries: int, timeout: tuple[float, float
         remove_parts()
     resumed = bool(_parts(staged))
     keep = False
-    by_hand = f"open {entry.url} in a browser and put the file to {target}"
+    by_hand = f"open {url} in a browser and put the file to {target}"
     try:
         try:
             download()
@@ -265,11 +271,11 @@ def _fetch(entry: Entry, target: Path, retries: int, timeout: tuple[float, float
             f"public. Try again tomorrow, or {by_hand}"
         ) from error
     except requests.HTTPError as error:
-        response: Any = error.response
-        keep = bool(entry.sha256) and response.status_code >= 500
-        answer = f"{response.status_code} {response.reason}"
+        answer: Any = error.response
+        keep = bool(entry.sha256) and answer.status_code >= 500
         raise DownloadError(
-            f"{entry.name}: {entry.url} answers {answer}. Try again later; has the file moved? See {entry.source}"
+            f"{entry.name}: {url} answers {answer.status_code} {answer.reason}. Try again later; has the file moved? See "
+            f"{entry.source}"
         ) from error
     except (requests.RequestException, gdown.exceptions.DownloadError, KeyboardInterrupt) as error:
         keep = bool(entry.sha256)
@@ -281,7 +287,7 @@ def _fetch(entry: Entry, target: Path, retries: int, timeout: tuple[float, float
             print(f"{entry.name}: stopped. {told}", file=sys.stderr)
             raise
         raise DownloadError(
-            f"{entry.name}: the download from {entry.url} failed ({_reason(error)}). Check the connection. {told}, or {by_hand}"
+            f"{entry.name}: the download from {url} failed ({_reason(error)}). Check the connection. {told}, or {by_hand}"
         ) from error
     finally:
         if not keep:
@@ -293,21 +299,18 @@ def _parts(staged: Path) -> list[Path]:
     return list(staged.parent.glob(f"{glob.escape(staged.name)}{'?' * 8}.part"))
 
 
-def _download(entry: Entry, staged: Path, retries: int, timeout: tuple[float, float]) -> None:
+def _download(entry: Entry, url: str, staged: Path, retries: int, timeout: tuple[float, float]) -> None:
     """Lets gdown fill ``staged``, going on from what is there of it."""
     import gdown
-
-    where: dict[str, Any] = {"url": entry.url}
-    options: dict[str, Any] = dict(quiet=True, use_cookies=False, timeout=timeout)
-    if entry.url and "/drive/folders/" in entry.url:
-        files: list[Any] = gdown.download_folder(**where, skip_download=True, **options)
-        where = {"id": next((file.id for file in files if Path(file.path).name == entry.file), None)}
-        if where["id"] is None:
-            raise DownloadError(
-                f"{entry.name}: the folder {entry.url} holds no {entry.file}; look there with a browser"
-            )
-
     from tqdm import tqdm
+
+    options: dict[str, Any] = dict(quiet=True, use_cookies=False, timeout=timeout)
+    if "/drive/folders/" in url:
+        files: Any = gdown.download_folder(url, skip_download=True, **options)
+        found = [file.id for file in files if Path(file.path).name == entry.file]
+        if not found:
+            raise DownloadError(f"{entry.name}: the folder {url} holds no {entry.file}; look there with a browser")
+        url = f"https://drive.google.com/uc?id={found[0]}"
 
     with tqdm(desc=entry.file, unit="B", unit_scale=True, disable=None) as bar:
 
@@ -315,7 +318,7 @@ def _download(entry: Entry, staged: Path, retries: int, timeout: tuple[float, fl
             size = done if total is None else total
             if entry.size is not None and (done > entry.size or total not in (None, entry.size)):
                 raise DownloadError(
-                    f"{entry.name}: {entry.url} sends {size:,} bytes, but the catalogue says {entry.size:,}. Try again "
+                    f"{entry.name}: {url} sends {size:,} bytes, but the catalogue says {entry.size:,}. Try again "
                     f"later; if it stays so, the file has changed: see {entry.source}"
                 )
             free, needed = shutil.disk_usage(staged.parent).free, size - done
@@ -325,7 +328,7 @@ def _download(entry: Entry, staged: Path, retries: int, timeout: tuple[float, fl
             bar.update(done - bar.n)
 
         options.update(output=str(staged), retries=retries, resume=bool(entry.sha256), progress=watch)
-        gdown.download(**where, **options)
+        gdown.download(url, **options)
 
 
 def _reason(error: BaseException) -> str:

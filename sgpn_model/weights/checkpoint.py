@@ -94,16 +94,19 @@ class Checkpoint:
         Raises:
             CheckpointError: the file names none, its tensors do not fit together, or the one that ships has changed since.
         """
-        about = self.metadata.get(MODEL_PREFIX)
         if not self.names_morphable_model:
             raise CheckpointError(f"{self.path}: its metadata describes no morphable model")
+        about = self.metadata[MODEL_PREFIX]
         if about.get("embedded"):
             missing = [key for key in TENSORS if key not in self.model_tensors]
             if missing:
                 raise CheckpointError(f"{self.path}: the morphable model lacks {', '.join(missing)}")
-            arguments = {"name": str(about.get("name")), "face_normals": about.get("face_normals", "area")}
+            arguments: dict[str, Any] = {
+                "name": str(about.get("name")),
+                "face_normals": about.get("face_normals", "area"),
+            }
             try:
-                return MorphableModel(**self.model_tensors, **arguments)
+                return MorphableModel(**{**self.model_tensors, **arguments})
             except (TypeError, ValueError, RuntimeError, IndexError) as error:
                 raise CheckpointError(f"{self.path}: {MODEL_PREFIX}: {error}") from error
         model = MorphableModel.open()

@@ -43,9 +43,10 @@ def kind_of(path: str | Path) -> str:
         return "empty"
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(HTML):
         return "html"
-    kind = next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), "unknown")
-    if kind == "unknown" and head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") <= 100 << 20:
+    # The length of its header comes first, and may look like the beginning of another kind.
+    if head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") <= 100 << 20:
         return "safetensors"
+    kind = next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), "unknown")
     if kind == "zip":
         try:
             with zipfile.ZipFile(path) as archive:

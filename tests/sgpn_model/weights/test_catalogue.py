@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from sgpn_model.weights import catalogue
 from sgpn_model.weights.catalogue import CatalogueError, find_entry, find_file, load_catalogue, problem_of
-from sgpn_model.weights.formats import kind_of
+from sgpn_model.weights.formats import damage_of, kind_of
 
 ENTRY = """
 thing:
@@ -171,6 +171,15 @@ def write_files(folder):
 def test_kinds_are_told_by_content(tmp_path):
     for name in write_files(tmp_path):
         assert kind_of(tmp_path / name) == name
+
+
+@pytest.mark.parametrize("length", [640, 896, 1152, 1408])
+def test_a_header_whose_length_looks_like_a_pickle_is_safetensors(tmp_path, length):
+    save_file({"a": np.zeros(3)}, tmp_path / "file", {"fill": ""})
+    missing = length - int.from_bytes((tmp_path / "file").read_bytes()[:8], "little")
+    save_file({"a": np.zeros(3)}, tmp_path / "file", {"fill": "x" * missing})
+    assert (tmp_path / "file").read_bytes().startswith(b"\x80" + bytes([length >> 8]))
+    assert kind_of(tmp_path / "file") == "safetensors" and damage_of(tmp_path / "file") is None
 
 
 def test_without_a_hash_the_format_decides(tmp_path, entry_of):
