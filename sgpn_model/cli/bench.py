@@ -16,6 +16,7 @@ from sgpn_model.cli.arguments import add_device
 
 DESCRIPTION = "Measure how fast this machine restores. One table, printed and written to OUT as JSON."
 BACKBONE = "resnet50"  # the paper's regressor
+AS_WRITTEN = "as written"  # in place of a precision, for a network that cannot be made ready for inference
 # A row's keys -> the columns of the printed table; +- is between the quartiles.
 COLUMNS = {"ms": "ms", "iqr_ms": "+-", "gflop": "GFLOP", "gflop_per_second": "GFLOP/s", "share": "share"}
 
@@ -98,6 +99,8 @@ def run(
         raise OptionError(f"bench: {error}") from error
     keep_freed_memory()
     network, prior = (part.eval().requires_grad_(False).to(place) for part in (network, prior))
+    if not hasattr(network, "for_inference"):
+        precisions = [AS_WRITTEN]
     table = Table(place, threads or torch.get_num_threads(), seconds)
     measure_network(table, network, batch, precisions)
     measure_restoration(table, network, prior, template, photo, precisions[-1])
@@ -199,7 +202,8 @@ def measure_network(table: Table, network, batch: int, precisions: Sequence[str]
     with torch.no_grad():
         gflop = count_gflop(partial(network, *inputs))
     for precision in precisions:
-        table.measure(f"network, {precision}", partial(network.for_inference(precision), *inputs), gflop)
+        ready = network if precision == AS_WRITTEN else network.for_inference(precision)
+        table.measure(f"network, {precision}", partial(ready, *inputs), gflop)
 
 
 def measure_restoration(table: Table, network, prior, template: str, photo: str | None, precision: str) -> None:
@@ -227,7 +231,8 @@ def measure_restoration(table: Table, network, prior, template: str, photo: str 
     restorer = FaceRestorer(network, prior, template, detector, table.device, precision=precision)
     steps = [(restorer, "prepare", "prepare"), (restorer, "finish", "paste back"), (detector, "detect", "detect")]
     steps += [(restorer.prior, "forward", "shape prior")]
-    steps += [(restorer.network, name, "network") for name in ("forward", "with_mask_picture")]
+    names = [name for name in ("forward", "with_mask_picture") if hasattr(restorer.network, name)]
+    steps += [(restorer.network, name, "network") for name in names]
     for owner, name, step in steps:
         setattr(owner, name, watched(getattr(owner, name), step))
     read, write = watched(read_photo, "read"), watched(write_photo, "write")
@@ -247,7 +252,7 @@ def measure_restoration(table: Table, network, prior, template: str, photo: str 
         faces = restore()
         spent.clear()
         whole = table.measure(
-            f"restoration, {precision}: {width}x{height} pixels, {faces} faces", watched(restore, "whole")
+            f"restoration, {precision}: {width}x{height} pixels, faces: {faces}", watched(restore, "whole")
         )
     spent["cut out"] = spent.pop("prepare") - spent["detect"]
     total = spent.pop("whole")

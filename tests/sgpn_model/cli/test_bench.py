@@ -47,7 +47,7 @@ def test_writes_what_it_measures_and_prints(tiny_weights, astronaut, tmp_path, m
     assert cli.main(["bench", *flags, "-o", str(report)]) == 0
     found = json.loads(report.read_text())
     network, whole, *steps = found["rows"]
-    assert (network["what"], whole["what"]) == ("network, fp32", "restoration, fp32: 512x512 pixels, 1 faces")
+    assert (network["what"], whole["what"]) == ("network, fp32", "restoration, fp32: 512x512 pixels, faces: 1")
     assert network["gflop"] > 0 and network["gflop_per_second"] == pytest.approx(1e3 * network["gflop"] / network["ms"])
     assert [row["what"].strip() for row in steps] == STEPS
     assert sum(row["share"] for row in steps) == pytest.approx(1)
@@ -73,6 +73,25 @@ def test_random_networks_in_each_precision(tmp_path, monkeypatch):
         "network, bf16",
         "restoration, bf16",
     ]
+
+
+class Plugin(torch.nn.Module):
+    """A network that another package made: it has no ``for_inference``."""
+
+    size, coeff_dim = 64, 205
+
+    def forward(self, photo, render, coeffs, return_masks=False):
+        return (photo, {}) if return_masks else photo
+
+
+def test_a_network_that_cannot_be_made_ready(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "BACKBONE", "mobilenet_v2")
+    networks = Plugin(), *bench.random_networks(64, 0.02)[1:]
+    monkeypatch.setattr(bench, "random_networks", lambda *_: networks)
+    assert cli.main(["bench", *FLAGS, "-o", str(tmp_path / "bench.json")]) == 0
+    network, whole, *steps = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert network["what"] == "network, as written" and whole["what"].startswith("restoration, as written")
+    assert all(row["ms"] > 0 for row in steps)
 
 
 def test_gflop_of_the_paper_network():
