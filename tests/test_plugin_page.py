@@ -32,10 +32,10 @@ def install(pyproject: Path, site: Path) -> None:
     """What ``pip install -e`` does, without the network: the package on the path, its entry points in a dist-info."""
     parser = ConfigParser()
     parser.read_string(pyproject.read_text())
-    text = parser["project"]
-    about = site / f"{text['name'].strip(chr(34)).replace('-', '_')}-{text['version'].strip(chr(34))}.dist-info"
+    name, version = (parser["project"][key].strip('"') for key in ("name", "version"))
+    about = site / f"{name.replace('-', '_')}-{version}.dist-info"
     about.mkdir(parents=True)
-    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {text['name']}\nVersion: {text['version']}\n")
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     lines = [
         f"{name} = {value.strip(chr(34))}" for name, value in parser['project.entry-points."sgpn.plugins"'].items()
     ]
@@ -87,6 +87,7 @@ def test_the_page_has_what_the_test_looks_for():
 
 def test_the_fusion_is_in_the_network_and_learns(trained):
     with safe_open(trained / "experiments/film/models/film_2.safetensors", "np") as file:
+        assert json.loads(file.metadata()["metadata"])["packages"] == {"ChannelFusion": "sgpn-film==1.0"}
         gates = [file.get_tensor(key) for key in file.keys() if key.endswith("fusion.gate")]  # noqa: SIM118 (no mapping)
     assert len(gates) == 8  # two at each scale from 8 to 64
     assert any(np.abs(gate).max() > 0 for gate in gates)
