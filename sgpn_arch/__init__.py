@@ -63,12 +63,13 @@ def find_arch(name: str):
     Raises:
         UnknownArch: nothing is; the message names the nearest name that is.
     """
-    register_archs()
-    load_plugins()
     from sgpn_arch.registry import ARCH_REGISTRY, load_basicsr
 
-    if name not in ARCH_REGISTRY:
-        load_basicsr()
+    # One after the other: a command that restores then need not load them all.
+    register_archs(name)
+    for load in (load_plugins, load_basicsr):
+        if name not in ARCH_REGISTRY:
+            load()
     if name not in ARCH_REGISTRY:
         raise UnknownArch(name, ARCH_REGISTRY.keys())
     return ARCH_REGISTRY.get(name)
@@ -82,6 +83,7 @@ def load_plugins() -> None:
         ImportError: a plugin cannot be imported; the message names it.
     """
     for plugin in importlib.metadata.entry_points(group=PLUGIN_GROUP):
+        register_archs()  # whose names a plugin must not take
         try:
             plugin.load()
         except Exception as error:
@@ -104,10 +106,13 @@ def package_of(module: str) -> str | None:
     return f"{found.name}=={found.version}" if found else f"module {top}"
 
 
-@functools.cache
-def register_archs() -> None:
-    """Imports every ``*_arch.py`` of this package, so that its networks are in ARCH_REGISTRY."""
+def register_archs(wanted: str | None = None) -> None:
+    """Imports every ``*_arch.py`` of this package, so that its networks are in ARCH_REGISTRY, or until ``wanted`` is there."""
+    from sgpn_arch.registry import ARCH_REGISTRY
+
     for module in pkgutil.iter_modules(__path__):
+        if wanted in ARCH_REGISTRY:
+            return
         if module.name.endswith("_arch"):
             importlib.import_module(f"{__name__}.{module.name}")
 

@@ -50,6 +50,20 @@ def check_image(name: str, image: torch.Tensor, size: int) -> None:
         )
 
 
+def check_inputs(network: nn.Module, lq, render, coeffs) -> None:
+    """Raises ValueError unless the inputs are what an SGPN takes; ``network`` has its size, coeff_dim and uses_render."""
+    check_image("lq", lq, network.size)
+    if tuple(coeffs.shape) != (len(lq), network.coeff_dim):
+        raise ValueError(f"coeffs has shape {tuple(coeffs.shape)}; expected ({len(lq)}, {network.coeff_dim})")
+    if not network.uses_render:
+        return
+    if render is None:
+        raise ValueError("render is None, but this network's fusion needs the rendering; only LQOnly does not")
+    check_image("render", render, network.size)
+    if len(render) != len(lq):
+        raise ValueError(f"render has {len(render)} pictures, lq has {len(lq)}")
+
+
 def quick_layout(x: torch.Tensor) -> torch.Tensor:
     """(N, C, H, W) unchanged in value; on the CPU in channels_last, where convolutions and blurs run much quicker."""
     return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x

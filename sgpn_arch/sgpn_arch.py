@@ -18,12 +18,11 @@ from sgpn_arch.layers import (
     StyledConv,
     ToRGB,
     channels_at,
-    check_image,
+    check_inputs,
     quick_layout,
     resolutions,
 )
 from sgpn_arch.registry import ARCH_REGISTRY
-from sgpn_arch.released_names import load_sgpn, sgpn_options
 
 
 @ARCH_REGISTRY.register()
@@ -42,7 +41,7 @@ class SGPN(nn.Module):
         coeff_dim: length of the shape's coefficient vector.
         mapping_layers: linear layers of the mapping network (the paper says 2, the released network has 3).
         mapping_lr_mul: their learning-rate multiplier.
-        fusion: registered name of the fusion: AFFB, SumFusion, LQOnly or a plugin's.
+        fusion: registered name of the fusion: AFFB, SumFusion, LQOnly, ChannelSplitSFT or a plugin's.
         share_encoder: whether photo and rendering are encoded with the same weights (as in the released network).
 
     Raises:
@@ -83,6 +82,8 @@ class SGPN(nn.Module):
         Raises:
             ValueError: names the first tensor that is missing, unknown, of a shape that does not fit, or not finite.
         """
+        from sgpn_arch.released_names import load_sgpn, sgpn_options
+
         network = cls(**sgpn_options(state_dict))
         load_sgpn(network, state_dict)
         return network.eval()
@@ -110,7 +111,7 @@ class SGPN(nn.Module):
         Raises:
             ValueError: an input is missing or has the wrong shape.
         """
-        self.check_inputs(lq, render, coeffs)
+        check_inputs(self, lq, render, coeffs)
         features_lq, features_3d, latents = self._encode(lq, render)
         w = self.mapping(torch.cat([*latents, coeffs.to(latents[0].dtype)], dim=1))
         image, masks = self.decoder(w, features_lq, features_3d)
@@ -137,19 +138,6 @@ class SGPN(nn.Module):
         features, latent = self.encoder(torch.cat([lq, render.to(lq.dtype)]))
         pairs = {r: both.chunk(2) for r, both in features.items()}
         return {r: p[0] for r, p in pairs.items()}, {r: p[1] for r, p in pairs.items()}, latent.chunk(2)
-
-    def check_inputs(self, lq, render, coeffs):
-        """Raises ValueError as :meth:`forward` does."""
-        check_image("lq", lq, self.size)
-        if tuple(coeffs.shape) != (len(lq), self.coeff_dim):
-            raise ValueError(f"coeffs has shape {tuple(coeffs.shape)}; expected ({len(lq)}, {self.coeff_dim})")
-        if not self.uses_render:
-            return
-        if render is None:
-            raise ValueError("render is None, but this network's fusion needs the rendering; only LQOnly does not")
-        check_image("render", render, self.size)
-        if len(render) != len(lq):
-            raise ValueError(f"render has {len(render)} pictures, lq has {len(lq)}")
 
 
 class Encoder(nn.Module):

@@ -39,15 +39,14 @@ def plain_normals(vertices: Tensor, triangles: Tensor, unit: bool = False) -> Te
 class _VertexNormals(Function):
     @staticmethod
     def forward(ctx, vertices: Tensor, triangles: Tensor, unit: bool) -> Tensor:
-        from sgpn_arch.face3d import normals_cpu
-        from sgpn_arch.face3d import numba_loops as compiled
+        from sgpn_arch.face3d import numba_loops
 
         ctx.save_for_backward(vertices, triangles)
         ctx.unit = unit
         normals = torch.empty(vertices.shape, dtype=vertices.dtype)
         given, faces = vertices.detach().contiguous().numpy(), triangles.contiguous().numpy()
         jobs = [(mesh, faces, unit, out) for mesh, out in zip(given, normals.numpy(), strict=True)]
-        compiled.for_each(normals_cpu.vertex_normals, jobs)
+        numba_loops.for_each(numba_loops.vertex_normals, jobs)
         return normals
 
     @staticmethod
@@ -56,12 +55,11 @@ class _VertexNormals(Function):
         if torch.is_grad_enabled():  # the gradient is to be differentiated again
             normals = plain_normals(vertices, triangles, ctx.unit)
             return *torch.autograd.grad(normals, vertices, grad, create_graph=True), None, None
-        from sgpn_arch.face3d import normals_cpu
-        from sgpn_arch.face3d import numba_loops as compiled
+        from sgpn_arch.face3d import numba_loops
 
         found = torch.empty(vertices.shape, dtype=vertices.dtype)
         given, faces = vertices.detach().contiguous().numpy(), triangles.contiguous().numpy()
         meshes = zip(given, grad.contiguous().numpy(), found.numpy(), strict=True)
         jobs = [(mesh, faces, ctx.unit, upstream, out) for mesh, upstream, out in meshes]
-        compiled.for_each(normals_cpu.vertex_normals_backward, jobs)
+        numba_loops.for_each(numba_loops.vertex_normals_backward, jobs)
         return found, None, None

@@ -9,7 +9,6 @@ from sgpn_arch.face3d.camera import PinholeCamera, rotation_matrix
 from sgpn_arch.face3d.crop224 import crop_to_224, invert_affine, released_crop_to_224, warp_affine
 from sgpn_arch.face3d.lighting import shade
 from sgpn_arch.face3d.morphable_model import MorphableModel
-from sgpn_arch.face3d.normals import vertex_normals
 from sgpn_arch.face3d.raster.rasterizer import interpolate, rasterize
 
 PROTOCOLS = ("open", "released")
@@ -178,19 +177,6 @@ class ShapePrior(nn.Module):
     def landmarks224(self, mesh: Mesh) -> Tensor:
         """The 68 landmarks (N, 68, 2) in OpenCV pixels of the regressor's image."""
         return mesh.points[:, self.model.landmarks] - 0.5
-
-
-def warm_up() -> None:
-    """Loads the loops that draw on the CPU, which otherwise happens at the first rendering and takes about a second.
-
-    Meant for a thread beside the loading of weights and the detection of faces. Where it was never done before on a machine,
-    the loops are also compiled, which takes some seconds.
-    """
-    triangle = torch.tensor([[0, 1, 2]])
-    corners = torch.tensor([[[0.0, 0.0, 1.0], [4.0, 0.0, 1.0], [0.0, 4.0, 1.0]]])
-    with torch.no_grad():
-        fragments = rasterize(corners[..., :2], corners[..., 2], triangle, (2, 2), "cpu")
-        interpolate(vertex_normals(corners, triangle), fragments, triangle)
 
 
 def _full_precision(tensor: Tensor):

@@ -1,4 +1,4 @@
-"""SGPN made ready for inference: the same function of the same inputs, computed as fast as the device allows."""
+"""SGPN and its regressor made ready for inference: the same functions of the same inputs, as fast as the device allows."""
 
 import threading
 from collections import OrderedDict
@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sgpn_arch.fusion_arch import mask_pictures
 from sgpn_arch.inference.strips import Masks, StripDecoder, StripEncoder, Workspace
+from sgpn_arch.layers import check_inputs
 
 if TYPE_CHECKING:
     from sgpn_arch.sgpn_arch import SGPN
@@ -55,14 +57,13 @@ class InferenceSGPN(nn.Module):
         device = next(network.parameters()).device
         self.precision = choose_precision(precision, device)
         self.size, self.coeff_dim, self.uses_render = network.size, network.coeff_dim, network.uses_render
-        self.check_inputs = network.check_inputs
         engine = CPUEngine if device.type == "cpu" else CUDAEngine
         self.engine = engine(network, DTYPES[self.precision])
 
     @torch.inference_mode()
     def forward(self, lq: Tensor, render: Tensor | None, coeffs: Tensor, return_masks: bool = False):
         """As SGPN's; the picture is float32, whatever the precision."""
-        self.check_inputs(lq, render, coeffs)
+        check_inputs(self, lq, render, coeffs)
         image, masks = self.engine(lq, render, coeffs, "all" if return_masks else "none")
         return (image, masks) if return_masks else image
 
@@ -72,7 +73,7 @@ class InferenceSGPN(nn.Module):
 
         See :func:`sgpn_arch.fusion_arch.mask_pictures`; None for a fusion without masks. Much less memory than all masks.
         """
-        self.check_inputs(lq, render, coeffs)
+        check_inputs(self, lq, render, coeffs)
         image, masks = self.engine(lq, render, coeffs, "picture")
         return image, mask_pictures(masks).get(self.size)
 
@@ -170,3 +171,47 @@ class Graph:
 
 def _layout(x: Tensor) -> torch.memory_format:
     return torch.channels_last if x.ndim == 4 else torch.contiguous_format
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The regressor: batch norms folded into the convolutions, channels-last, perhaps half precision
+
+
+def fold_batch_norms(network: nn.Module) -> None:
+    """Multiplies each batch norm that follows a convolution, as the next child of its parent, into the convolution.
+
+    The network must call its children in that order, as this library's backbones do, and be in evaluation mode.
+    """
+    for parent in network.modules():
+        before = None
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.BatchNorm2d) and before is not None:
+                setattr(parent, before, fuse_conv_bn_eval(getattr(parent, before), child))
+                setattr(parent, name, nn.Identity())
+            before = name if isinstance(child, nn.Conv2d) else None
+
+
+class InferenceRegressor(nn.Module):
+    """A copy of a regressor for inference, called as the regressor is; its coefficients are float32.
+
+    Attributes:
+        coeff_dim: the regressor's. precision: "fp32", "bf16" or "fp16".
+    """
+
+    def __init__(self, regressor: nn.Module, precision: str = "auto"):
+        super().__init__()
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision {precision!r} is unknown: write {', '.join(PRECISIONS)}")
+        on_cuda = any(parameter.is_cuda for parameter in regressor.parameters())
+        self.precision = precision if precision != "auto" else "fp16" if on_cuda else "fp32"
+        self.regressor = deepcopy(regressor).eval().requires_grad_(False)
+        if hasattr(regressor, "coeff_dim"):
+            self.coeff_dim = regressor.coeff_dim
+        fold_batch_norms(self.regressor)
+        self.regressor.to(DTYPES[self.precision]).to(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> Tensor:
+        """RGB image (N, 3, 224, 224) in [0, 1] -> coefficients (N, D)."""
+        with torch.autocast(image.device.type, enabled=False):
+            return self.regressor(image.to(DTYPES[self.precision], memory_format=torch.channels_last)).float()

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sgpn_arch.fusion_arch import AFFB, LQOnly, SumFusion
-from sgpn_arch.inference import winograd as cpu_winograd
+from sgpn_arch.inference import winograd
 from sgpn_arch.layers import Blur, StyledConv, ToRGB
 from sgpn_arch.ops.fused_leaky_relu import GAIN, SLOPE
 
@@ -174,50 +173,6 @@ class StripEncoder:
 # Decoder
 
 
-class StripFusion:
-    """A fusion for strips.
-
-    A subclass is called with hidden (P, C), what demodulates it (C,), and rows (P, C) of the features of the photo and of the
-    rendering (or None); it returns F (P, C) and the mask (P, C) or None.
-    """
-
-    def __init__(self, fusion: Any, work: Workspace):
-        self.work = work
-
-    def __call__(
-        self, hidden: Tensor, demodulation: Tensor, lq: Tensor, render: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        raise NotImplementedError
-
-
-class StripLQOnly(StripFusion):
-    def __call__(self, hidden, demodulation, lq, render):
-        return lq, None
-
-
-class StripSum(StripFusion):
-    def __call__(self, hidden, demodulation, lq, render):
-        return torch.add(lq, render, out=self.work.take("fused", *lq.shape)), None
-
-
-class StripAFFB(StripFusion):
-    def __init__(self, fusion: AFFB, work: Workspace):
-        super().__init__(fusion, work)
-        weight = (fusion.mask.weight * fusion.mask.scale).detach()[:, :, 0, 0].t()
-        self.hidden, self.lq, self.render = (part.to(work.dtype).contiguous() for part in weight.chunk(3))
-        assert fusion.mask.bias is not None
-        self.bias = fusion.mask.bias.detach().to(work.dtype, copy=True)
-
-    def __call__(self, hidden, demodulation, lq, render):
-        mask, fused = (self.work.take(name, *lq.shape) for name in ("mask", "fused"))
-        torch.addmm(self.bias, hidden, self.hidden * demodulation[:, None], out=mask)
-        mask.addmm_(lq, self.lq).addmm_(render, self.render).sigmoid_()
-        return torch.lerp(render, lq, mask, out=fused), mask
-
-
-STRIP_FUSIONS: dict[type[nn.Module], type[StripFusion]] = {AFFB: StripAFFB, SumFusion: StripSum, LQOnly: StripLQOnly}
-
-
 class StripStyledConv:
     """:class:`sgpn_arch.layers.StyledConv` for an input that its style has already scaled.
 
@@ -236,16 +191,15 @@ class StripStyledConv:
             self.blur = depthwise(conv.blur, self.channels, work.dtype)
         elif work.dtype == torch.float32 and resolution >= WINOGRAD_FROM:
             self.hidden_strips = self._winograd_strips
-            filtering = cpu_winograd.Tiles if resolution <= TILES_UP_TO else cpu_winograd.Rows
+            filtering = winograd.Tiles if resolution <= TILES_UP_TO else winograd.Rows
             self.winograd = filtering(weight)
         else:
             self.hidden_strips = self._plain_strips
             self.weight = kernel(weight, work.dtype)
         self.energy = weight.float().square().sum(dim=(2, 3)).t().contiguous()
         self.modulation = deepcopy(conv.modulation)
-        prepare = STRIP_FUSIONS.get(type(layer.fusion))
-        self.strip_fusion = prepare and prepare(layer.fusion, work)
-        self.plugin_fusion = None if prepare else deepcopy(layer.fusion).eval()
+        self.fuse_strip = layer.fusion.for_strips(work)
+        self.fuse_whole = deepcopy(layer.fusion).eval() if self.fuse_strip is None else None
         self.gain = (layer.weight.detach() * GAIN).to(work.dtype)
         self.biases = (layer.bias.detach() * GAIN).to(work.dtype).chunk(2)
 
@@ -262,7 +216,7 @@ class StripStyledConv:
             yield a, b, from_nchw(functional.conv2d(nchw(x[a : b + 2]), self.weight, padding=(0, 1)))
 
     def _winograd_strips(self, x: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-        for a, b in strips(x, DECODER_BORDER, WINOGRAD_STRIP_BYTES, multiple=cpu_winograd.TILE):
+        for a, b in strips(x, DECODER_BORDER, WINOGRAD_STRIP_BYTES, multiple=winograd.TILE):
             hidden = self.work.take("hidden", b - a, x.shape[1], self.channels)
             self.winograd(x[a : b + 2], self.work.take, hidden)
             yield a, b, flat(hidden)
@@ -304,7 +258,7 @@ class StripToRGB:
         self.weight = (layer.conv.weight * layer.conv.scale).detach()[:, :, 0, 0].t().float()
         self.modulation = deepcopy(layer.conv.modulation)
         self.bias = layer.bias.detach().flatten().float().clone()
-        self.upsample = layer.upsample
+        self.upsample = deepcopy(layer.upsample)
 
     def matrix(self, w: Tensor) -> Tensor:
         """(2 C, 3): from a pixel's activations to its colour."""
@@ -359,24 +313,24 @@ class StripDecoder:
         """For each strip of a layer: rows from, to, hidden (P, C), what demodulates it (C,), and F (P, C)."""
         inside = slice(ENCODER_BORDER, -ENCODER_BORDER)
         lq, render = features[0][inside], None if features[1] is None else features[1][inside]
-        if conv.strip_fusion is None:
+        if conv.fuse_strip is None:
             yield self._fused_whole(conv, x, demodulation, lq, render, masks)
             return
         for a, b, hidden in conv.hidden_strips(x):
             rows = flat(lq[a:b]), None if render is None else flat(render[a:b])
-            fused, mask = conv.strip_fusion(hidden, demodulation, *rows)
+            fused, mask = conv.fuse_strip(hidden, demodulation, *rows)
             if mask is not None:
                 masks.add(mask.view(b - a, -1, conv.channels), a, len(lq))
             yield a, b, hidden, demodulation, fused
 
     def _fused_whole(self, conv, x, demodulation, lq, render, masks: "Masks"):
-        """The same for a fusion that we know nothing about, a plugin's: it sees the whole maps."""
+        """The same for a fusion without a form for strips: it sees the whole maps."""
         whole = self.work.take("whole", *lq.shape)
         for a, b, hidden in conv.hidden_strips(x):
             torch.mul(hidden, demodulation, out=flat(whole[a:b]))
         maps = (nchw(whole), nchw(lq), None if render is None else nchw(render))
         with torch.autocast("cpu", self.work.dtype, enabled=self.work.dtype != torch.float32):
-            fused, mask = conv.plugin_fusion(*maps)
+            fused, mask = conv.fuse_whole(*maps)
         if mask is not None:
             masks.add(mask[0].permute(1, 2, 0), 0, len(lq))
         return 0, len(lq), flat(whole), torch.ones_like(demodulation), from_nchw(fused.to(self.work.dtype))

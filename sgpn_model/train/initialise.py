@@ -7,9 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sgpn_arch.fusion_arch import AFFB
 from sgpn_arch.released_names import PriorReport, init_from_prior
-from sgpn_arch.sft_arch import ChannelSplitSFT
 from sgpn_arch.sgpn_arch import SGPN
 from sgpn_arch.stylegan2_arch import ConcatStyleGAN2Generator
 from sgpn_model.weights.checkpoint import CheckpointError, load_checkpoint, load_weights, read_state_dict
@@ -84,7 +82,6 @@ def _mapping_from_the_end(network: nn.Module, prior: ConcatStyleGAN2Generator) -
 AFTER_ONE, AFTER_TWO = 1.2 * 2**0.5, 2.08
 # After the encoder's blur, these taps make about the mean of two pixels, as which the small network knew its photo.
 UNBLUR = torch.tensor([-0.5, 2.0, -0.5])
-TRUST = 8.0  # bias of a mask that is to be 1: sigmoid(8) = 0.9997
 
 
 @torch.no_grad()
@@ -94,43 +91,29 @@ def start_from_input(network: SGPN) -> None:
     Six channels of the encoder's first features hold RGB and its negative, the finest fusion passes them on, and the
     finest ToRGB makes RGB of their differences. All other weights of all ToRGBs are 0. The scalars that weigh the fused
     features, 0 in StyledConv for the sake of a pretrained prior, are 1.
+
+    Raises:
+        ValueError: the fusion cannot pass the photo.
     """
+    network.decoder.convs[-1].fusion.pass_photo(6)
     for conv in [network.decoder.first_conv, *network.decoder.convs]:
         conv.weight.fill_(1)
     for to_rgb in [network.decoder.first_to_rgb, *network.decoder.to_rgbs]:
         to_rgb.conv.weight.zero_()
-    _show_photo(network)
-
-
-def _show_photo(network: SGPN) -> None:
     for encoder in filter(None, (network.encoder, network.render_encoder)):
         first = encoder.stages[0]
         first.conv.weight[:6] = _plus_minus() / first.conv.scale
         first.bias[:6] = 0
-    fusion, to_rgb = network.decoder.convs[-1].fusion, network.decoder.to_rgbs[-1].conv
-    _pass_photo_on(fusion)
-    shown = _photo_channels(to_rgb, fusion)
+    to_rgb = network.decoder.to_rgbs[-1].conv
+    shown = _photo_channels(network, -1)
     to_rgb.modulation.weight[shown] = 0
     to_rgb.weight[:, shown] += _photo_to_rgb(to_rgb)
 
 
-def _pass_photo_on(fusion: nn.Module) -> None:
-    """Lets six channels of the photo's features through as they are."""
-    if isinstance(fusion, AFFB):
-        fusion.mask.weight[:6] = 0
-        fusion.mask.bias[:6] = TRUST
-    if isinstance(fusion, ChannelSplitSFT):
-        fusion.scale.weight[:6] = 0
-        fusion.scale.bias[:6] = -1  # nothing of the prior's
-        fusion.shift.weight[:6] = torch.eye(fusion.channels)[:6, :, None, None] / fusion.shift.scale
-        fusion.shift.bias[:6] = 0
-
-
-def _photo_channels(to_rgb: nn.Module, fusion: nn.Module) -> slice:
-    """Where these six are in what ToRGB gets: in the fused half, and of it behind what ChannelSplitSFT leaves as it is."""
-    start = to_rgb.weight.shape[1] // 2
-    if isinstance(fusion, ChannelSplitSFT):
-        start += fusion.channels - fusion.modulated
+def _photo_channels(network: SGPN, scale: int) -> slice:
+    """Where the photo's six channels are in what the ToRGB of a scale (-1: the finest) gets: behind the hidden half."""
+    fusion = network.decoder.convs[2 * scale + 1].fusion
+    start = fusion.channels + fusion.photo_channel
     return slice(start, start + 6)
 
 
@@ -168,7 +151,7 @@ def grow(network: SGPN, path: str) -> None:
     _take_first_stage(network, small)
     to_rgb = network.decoder.to_rgbs[-2].conv
     with torch.no_grad():  # the photo comes in at the finest scale now
-        to_rgb.weight[:, _photo_channels(to_rgb, network.decoder.convs[-3].fusion)] -= _photo_to_rgb(to_rgb)
+        to_rgb.weight[:, _photo_channels(network, -2)] -= _photo_to_rgb(to_rgb)
 
 
 def _grown_name(key: str) -> str:

@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision import models
 
-from sgpn_arch.d3dfr_arch import IMAGENET_MEAN, IMAGENET_STD
+from sgpn_arch.d3dfr_arch import IMAGENET_MEAN, IMAGENET_STD, MobileNetV2
 
 FEATURES_FILE = Path(__file__).parents[1] / "weights" / "mobilenet_v2_features.safetensors"
 # The last block of each resolution: 16 channels at 1/2, 24 at 1/4, 32 at 1/8, 96 at 1/16.
@@ -25,7 +24,7 @@ class MobileNetFeatures(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stages = models.mobilenet_v2(weights=None).features[: TAPS[-1] + 1]
+        self.stages = MobileNetV2().features[: TAPS[-1] + 1]
         state = {
             key: value.float() if value.is_floating_point() else value
             for key, value in load_file(FEATURES_FILE).items()

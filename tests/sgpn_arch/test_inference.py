@@ -1,16 +1,20 @@
 """The prepared network computes what the network computes: every size, width, fusion, batch and precision."""
 
+import gc
 import math
 import threading
+import weakref
 from copy import deepcopy
 
 import pytest
 import torch
 from torch import nn
 
-from sgpn_arch.fusion_arch import Fusion, mask_pictures
-from sgpn_arch.inference import strips as strips
-from sgpn_arch.inference import winograd as cpu_winograd
+from oracles.synthetic_model import synthetic_model
+from sgpn_arch.d3dfr_arch import D3DFR
+from sgpn_arch.face3d.shape_prior import ShapePrior
+from sgpn_arch.fusion_arch import AFFB, Fusion, mask_pictures
+from sgpn_arch.inference import strips, winograd
 from sgpn_arch.inference.network import choose_precision
 from sgpn_arch.registry import ARCH_REGISTRY
 from sgpn_arch.sgpn_arch import SGPN
@@ -170,6 +174,48 @@ def test_it_keeps_the_weights_of_its_making():
     assert torch.equal(ready(*inputs), expected)
 
 
+@pytest.mark.parametrize("fusion", ["AFFB", "SumFusion", "LQOnly", "ChannelSplitSFT", "Swirl"])
+def test_it_does_not_keep_the_network(fusion):
+    """Nor any part of it: its weights would be in memory twice."""
+    net = network(fusion=fusion, share_encoder=False)
+    parts = [weakref.ref(part) for part in (*net.modules(), *net.parameters(), *net.buffers())]
+    ready = net.for_inference("fp32")
+    expected = ready(*faces())
+    del net
+    gc.collect()
+    assert not [part for part in parts if part() is not None]
+    assert torch.equal(ready(*faces()), expected)
+
+
+def test_a_regressor_for_inference_does_not_keep_the_regressor():
+    net = D3DFR(2, 3, 4, backbone="mobilenet_v2").eval()
+    parts = [weakref.ref(part) for part in (*net.modules(), *net.parameters(), *net.buffers())]
+    ready = ShapePrior(net, synthetic_model(1000, (2, 3, 4))).for_inference()
+    del net
+    gc.collect()
+    assert not [part for part in parts if part() is not None]
+    assert ready.regressor(torch.zeros(1, 3, 224, 224)).shape == (1, 42)
+
+
+class TwiceAFFB(AFFB):
+    """A plugin's fusion that takes AFFB's parts and does something else with them."""
+
+    def forward(self, hidden, features_lq, features_3d):
+        fused, mask = super().forward(hidden, features_lq, features_3d)
+        return 2 * fused, mask
+
+
+def test_a_subclass_with_another_forward_has_no_fast_form_of_its_base():
+    net, inputs = network(), faces()
+    for conv in net.decoder.convs:
+        conv.fusion.__class__ = TwiceAFFB
+    image, _ = plain(net, inputs)
+    assert (image - plain(network(), inputs)[0]).abs().max() > 0.1
+    assert (net.for_inference("fp32")(*inputs) - image).abs().max() <= FP32_TOLERANCE
+    with pytest.raises(ValueError, match="TwiceAFFB does not say how it passes the photo"):
+        net.decoder.convs[-1].fusion.pass_photo(6)
+
+
 def test_results_need_no_gradients_and_the_network_still_trains():
     net, inputs = network(), faces()
     assert not net.for_inference("fp32")(*inputs).requires_grad
@@ -198,7 +244,7 @@ def test_precision_names():
         network().for_inference("fp8")
 
 
-@pytest.mark.parametrize("filtering", [cpu_winograd.Rows, cpu_winograd.Tiles])
+@pytest.mark.parametrize("filtering", [winograd.Rows, winograd.Tiles])
 @pytest.mark.parametrize(
     ("height", "width", "in_channels", "out_channels"), [(4, 4, 1, 1), (8, 12, 5, 2), (12, 20, 16, 9)]
 )

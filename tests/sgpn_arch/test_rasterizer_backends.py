@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from oracles.synthetic_model import synthetic_model
-from sgpn_arch.face3d import normals_cpu
-from sgpn_arch.face3d import numba_loops as compiled
+from sgpn_arch.face3d import numba_loops
 from sgpn_arch.face3d.raster import rasterizer, rasterizer_cpu
 from sgpn_arch.face3d.raster.rasterizer import interpolate, rasterize
 from sgpn_arch.face3d.raster.visibility import visible_triangles
@@ -109,21 +108,21 @@ def test_jobs_run_at_the_same_time_and_their_errors_arrive(set_threads):
 
     set_threads(2)
     meeting = threading.Barrier(2, timeout=20)
-    compiled.for_each(lambda number: meeting.wait(), [(0,), (1,)])  # alone, each would wait for the other
+    numba_loops.for_each(lambda number: meeting.wait(), [(0,), (1,)])  # alone, each would wait for the other
     with pytest.raises(ZeroDivisionError):
-        compiled.for_each(lambda number: 1 // number, [(1,), (0,)])
+        numba_loops.for_each(lambda number: 1 // number, [(1,), (0,)])
 
 
 def _in_child(queue):
     done = []
-    compiled.for_each(done.append, [(0,), (1,), (2,)])
+    numba_loops.for_each(done.append, [(0,), (1,), (2,)])
     queue.put(sorted(done))
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
 def test_forked_processes_start_threads_of_their_own(set_threads):
     set_threads(2)
-    compiled.for_each(len, [("a",), ("b",)])
+    numba_loops.for_each(len, [("a",), ("b",)])
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
     child = context.Process(target=_in_child, args=(queue,), daemon=True)
@@ -139,7 +138,7 @@ def test_forked_processes_start_threads_of_their_own(set_threads):
 
 def test_sizes_and_batches_compile_nothing_new(model):
     loops = [rasterizer_cpu.draw, rasterizer_cpu.draw_backward, rasterizer_cpu.blend, rasterizer_cpu.blend_backward]
-    loops += [normals_cpu.vertex_normals, normals_cpu.vertex_normals_backward]
+    loops += [numba_loops.vertex_normals, numba_loops.vertex_normals_backward]
     model.normals(torch.randn(1, 3000, 3, requires_grad=True)).sum().backward()
     picture_and_gradients(project(model, 1), model.triangles)
     before = [len(loop.signatures) for loop in loops]
@@ -150,25 +149,6 @@ def test_sizes_and_batches_compile_nothing_new(model):
         model.normals(torch.randn(batch, 3000, 3, requires_grad=True)).sum().backward()
     assert [len(loop.signatures) for loop in loops] == before
     assert all(count <= 2 for count in before)  # float32, and float64 from other tests
-
-
-def test_warming_up_leaves_nothing_to_compile():
-    code = """
-import threading
-from sgpn_arch.face3d.shape_prior import ShapePrior, warm_up
-thread = threading.Thread(target=warm_up)
-thread.start(); thread.join()
-from sgpn_arch.face3d import normals_cpu
-from sgpn_arch.face3d.raster import rasterizer_cpu
-loops = (rasterizer_cpu.draw, rasterizer_cpu.blend, normals_cpu.vertex_normals)
-before = [len(loop.signatures) for loop in loops]
-import torch
-from sgpn_arch.face3d.morphable_model import MorphableModel
-prior = ShapePrior(torch.nn.Identity(), MorphableModel.open())
-prior.render224(prior.mesh(torch.zeros(2, prior.coeff_dim)))
-assert before == [len(loop.signatures) for loop in loops] == [1, 1, 1]
-"""
-    subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, check=True)
 
 
 UNWRITABLE = """

@@ -196,7 +196,7 @@ def _scatter(values: Tensor, covered: Tensor, shape: torch.Size) -> Tensor:
 class _Draw(Function):
     @staticmethod
     def forward(ctx, points: Tensor, depth: Tensor, triangles: Tensor, size: tuple[int, int]):
-        from sgpn_arch.face3d import numba_loops as compiled
+        from sgpn_arch.face3d.numba_loops import for_each
         from sgpn_arch.face3d.raster import rasterizer_cpu
 
         points, depth, triangles = points.contiguous(), depth.contiguous(), triangles.contiguous()
@@ -205,7 +205,7 @@ class _Draw(Function):
         barycentrics = points.new_empty(*shape, 3)
         pixel_depth = points.new_empty(shape)
         tables = (points, depth, triangles, triangle_ids, barycentrics, pixel_depth)
-        compiled.for_each(rasterizer_cpu.draw, _each_mesh(*tables, shared=(2,)))
+        for_each(rasterizer_cpu.draw, _each_mesh(*tables, shared=(2,)))
         ctx.save_for_backward(points, depth, triangles, triangle_ids)
         ctx.mark_non_differentiable(triangle_ids)
         return triangle_ids, barycentrics, pixel_depth
@@ -213,34 +213,34 @@ class _Draw(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, _, grad_barycentrics: Tensor, grad_depth: Tensor):
-        from sgpn_arch.face3d import numba_loops as compiled
+        from sgpn_arch.face3d.numba_loops import for_each
         from sgpn_arch.face3d.raster import rasterizer_cpu
 
         points, depth, triangles, triangle_ids = ctx.saved_tensors
         given = grad_barycentrics.contiguous(), grad_depth.contiguous()
         found = torch.zeros_like(points), torch.zeros_like(depth)
         tables = (points, depth, triangles, triangle_ids, *given, *found)
-        compiled.for_each(rasterizer_cpu.draw_backward, _each_mesh(*tables, shared=(2,)))
+        for_each(rasterizer_cpu.draw_backward, _each_mesh(*tables, shared=(2,)))
         return *found, None, None
 
 
 class _Blend(Function):
     @staticmethod
     def forward(ctx, attributes: Tensor, barycentrics: Tensor, triangle_ids: Tensor, triangles: Tensor):
-        from sgpn_arch.face3d import numba_loops as compiled
+        from sgpn_arch.face3d.numba_loops import for_each
         from sgpn_arch.face3d.raster import rasterizer_cpu
 
         tensors = [t.contiguous() for t in (attributes, triangles, triangle_ids, barycentrics)]
         images = barycentrics.new_empty(*triangle_ids.shape, attributes.shape[-1])
         ctx.shared = (0, 1) if attributes.ndim == 2 else (1,)
-        compiled.for_each(rasterizer_cpu.blend, _each_mesh(*tensors, images, shared=ctx.shared))
+        for_each(rasterizer_cpu.blend, _each_mesh(*tensors, images, shared=ctx.shared))
         ctx.save_for_backward(*tensors)
         return images
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_images: Tensor):
-        from sgpn_arch.face3d import numba_loops as compiled
+        from sgpn_arch.face3d.numba_loops import for_each
         from sgpn_arch.face3d.raster import rasterizer_cpu
 
         attributes, triangles, triangle_ids, barycentrics = ctx.saved_tensors
@@ -248,7 +248,7 @@ class _Blend(Function):
         batch = len(grad_images)
         found = attributes.new_zeros(batch, *attributes.shape[-2:]), torch.zeros_like(barycentrics)
         tables = (attributes, triangles, triangle_ids, barycentrics, grad_images.contiguous(), *found)
-        compiled.for_each(rasterizer_cpu.blend_backward, _each_mesh(*tables, shared=ctx.shared))
+        for_each(rasterizer_cpu.blend_backward, _each_mesh(*tables, shared=ctx.shared))
         return found[0].sum(0) if attributes.ndim == 2 else found[0], found[1], None, None
 
 

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from sgpn_arch import build_network, complete_options
+from sgpn_arch.fusion_arch import Fusion
+from sgpn_arch.registry import ARCH_REGISTRY
 from sgpn_model.train.initialise import grow, start_from_input
 from sgpn_model.weights.checkpoint import CheckpointError, save_checkpoint
 
@@ -37,14 +40,69 @@ def small():
     return network
 
 
-@pytest.mark.parametrize("changes", [{}, {"fusion": "LQOnly"}, {"fusion": "ChannelSplitSFT"}, {"share_encoder": False}])
-def test_a_fresh_network_returns_its_photo(changes):
+class Gated(Fusion):
+    """A plugin's fusion, which says how it passes the photo: by channels of its own choice."""
+
+    photo_channel = 2
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.gate = nn.Parameter(torch.full((1, channels, 1, 1), 0.5))
+
+    def forward(self, hidden, features_lq, features_3d):
+        return self.gate * features_lq.roll(2, dims=1) + (1 - self.gate) * features_3d, None
+
+    def pass_photo(self, count):
+        self.gate.data[:, 2 : 2 + count] = 1
+
+
+class Silent(Fusion):
+    """A plugin's fusion that does not say how it passes the photo."""
+
+    def forward(self, hidden, features_lq, features_3d):
+        return features_lq * torch.sigmoid(features_3d), None
+
+
+REFUSED = {
+    "SumFusion": "SumFusion cannot pass the photo alone",
+    "Silent": "Silent does not say how it passes the photo",
+}
+
+
+@pytest.fixture
+def plugins():
+    for fusion in (Gated, Silent):
+        ARCH_REGISTRY.register(fusion)
+    yield
+    for fusion in (Gated, Silent):
+        del ARCH_REGISTRY._obj_map[fusion.__name__]
+
+
+def every_fusion() -> list[str]:
+    """Whatever is registered as a fusion by this library."""
+    return [name for name, found in ARCH_REGISTRY if isinstance(found, type) and issubclass(found, Fusion)]
+
+
+@pytest.mark.parametrize("fusion", [*every_fusion(), "Gated", "Silent"])
+@pytest.mark.parametrize("changes", [{}, {"share_encoder": False}])
+def test_a_fresh_network_returns_its_photo_or_its_fusion_is_refused(plugins, fusion, changes):
     torch.manual_seed(0)
-    network = build_network({**OPTIONS, **changes}).eval()
-    start_from_input(network)
+    network = build_network({**OPTIONS, "fusion": fusion, **changes}).eval()
     photo, render, coeffs = inputs(64)
+    if fusion in REFUSED:
+        before = [value.clone() for value in network.parameters()]
+        with pytest.raises(ValueError, match=REFUSED[fusion]):
+            start_from_input(network)
+        assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+        return
+    start_from_input(network)
     with torch.no_grad():
         assert (network(photo, render, coeffs) - photo).abs().max() < 2e-3
+
+
+def test_too_few_channels_for_the_photo_are_an_error():
+    with pytest.raises(ValueError, match="modulates 4 of 8 channels and cannot pass 6"):
+        start_from_input(build_network({**OPTIONS, "width": 0.01, "fusion": "ChannelSplitSFT"}))
 
 
 def test_it_can_learn_to_change_it(small):
