@@ -16,7 +16,7 @@ from sgpn_arch.errors import nearest
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["build_network", "complete_options", "find_arch", "load_plugins"]
+__all__ = ["build_network", "complete_options", "find_arch", "load_plugins", "register_archs"]
 
 PLUGIN_GROUP = "sgpn.plugins"
 
@@ -65,11 +65,10 @@ def find_arch(name: str):
     """
     from sgpn_arch.registry import ARCH_REGISTRY, load_basicsr
 
-    # One after the other: a command that restores then need not load them all.
     register_archs(name)
-    for load in (load_plugins, load_basicsr):
-        if name not in ARCH_REGISTRY:
-            load()
+    load_plugins()
+    if name not in ARCH_REGISTRY:
+        load_basicsr()
     if name not in ARCH_REGISTRY:
         raise UnknownArch(name, ARCH_REGISTRY.keys())
     return ARCH_REGISTRY.get(name)
