@@ -41,10 +41,11 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mappin
         tensors: name -> torch tensor or numpy array, of any memory layout.
 
     Raises:
-        OSError, safetensors.SafetensorError: the file cannot be written.
+        OSError: the file cannot be written.
     """
     import numpy as np
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     def own(value: Any) -> torch.Tensor:
@@ -55,7 +56,10 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mappin
         return value.detach().cpu().clone(memory_format=torch.contiguous_format)
 
     def write(temporary: str) -> None:
-        save_file({key: own(value) for key, value in tensors.items()}, temporary, metadata=dict(metadata))
+        try:
+            save_file({key: own(value) for key, value in tensors.items()}, temporary, metadata=dict(metadata))
+        except SafetensorError as error:  # its own, also for a full disk
+            raise OSError(f"{path}: cannot be written ({error})") from error
         # safetensors writes the metadata in an order that changes from call to call.
         with open(temporary, "rb+") as file:
             size = int.from_bytes(file.read(8), "little")

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 from sgpn_arch.errors import UserError
 from sgpn_arch.files import write_atomically
@@ -92,8 +91,8 @@ class Saver:
             yield
         except CheckpointError:
             raise
-        # On a full disk, PyTorch raises RuntimeError and safetensors an error of its own.
-        except (OSError, RuntimeError, SafetensorError) as error:
+        # On a full disk, PyTorch raises RuntimeError.
+        except (OSError, RuntimeError) as error:
             raise self.unwritten(error, path, step) from error
 
     def unwritten(self, error: Exception, path: Path, step: int) -> SaveError:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from sgpn_arch.files import sha256_of, write_atomically, write_tensors
@@ -49,6 +49,17 @@ class TestTensors:
         with safe_open(paths[0], "pt") as file:
             assert file.metadata() == metadata
             assert all(torch.equal(file.get_tensor(key), value) for key, value in tensors.items())
+
+    def test_a_full_disk_is_an_error_of_the_system(self, tmp_path, monkeypatch):
+        """safetensors raises one of its own, which commands would show as a bug."""
+
+        def full(*_, **__):
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+        monkeypatch.setattr("safetensors.torch.save_file", full)
+        with pytest.raises(OSError, match=r"a\.safetensors: cannot be written .*No space left"):
+            write_tensors(tmp_path / "a.safetensors", {"a": RAMP}, {})
+        assert not list(tmp_path.iterdir())
 
 
 class TestAtomicity:

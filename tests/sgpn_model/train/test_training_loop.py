@@ -725,7 +725,7 @@ class TestFullDisk:
         def full(*_, **__):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr("sgpn_model.weights.checkpoint.write_tensors", full)
+        monkeypatch.setattr("safetensors.torch.save_file", full)
         with pytest.raises(
             SaveError, match=r"tiny_2\.safetensors could not be written.*no checkpoint was written before"
         ):
