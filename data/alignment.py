@@ -1,4 +1,4 @@
-"""Face alignment: templates, similarity transforms, cutting a face out of a photo and pasting it back.
+"""Face alignment: templates, similarity transforms, and cutting a face out of a photo.
 
 Needs numpy and OpenCV only.
 
@@ -8,7 +8,6 @@ here and everywhere in the project. Matrices are 2x3 and map points of the photo
 named inverse. Photos are uint8 HxWx3; the colour order does not matter here.
 """
 
-import functools
 import math
 
 import cv2
@@ -40,13 +39,6 @@ BORDERS = {"reflect": cv2.BORDER_REFLECT, "constant": cv2.BORDER_CONSTANT, "repl
 # When a warp shrinks, the source is first area-averaged to this many pixels per target pixel, then sampled
 # bilinearly: fewer would blur by sampling twice, more would alias. A choice of ours.
 OVERSAMPLING = 1.25
-
-# The released paste-back mask at 512 px: ones inset by 26 px, blurred twice with a Gaussian of sigma 4.
-FEATHER_INSET = 26 / 512
-FEATHER_SIGMA = 4 * math.sqrt(2) / 512
-
-# Pixels of the photo that are blended at a time.
-STRIP_PIXELS = 1 << 22
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -131,7 +123,7 @@ def align_face(
     ``border_value`` ("constant"). Raises ValueError for a photo that is not uint8 HxWx3, bad points, an
     unknown template or border, or a face whose crop lies outside the photo.
     """
-    _check_photo(photo, "align_face")
+    check_photo(photo, "align_face")
     matrix = similarity_transform(points5, template_points(template, size))
     return warp(photo, matrix, (size, size), border, border_value=border_value), matrix
 
@@ -179,7 +171,8 @@ def _affine(scale_x, scale_y, shift_x, shift_y):
     return np.array([[scale_x, 0, shift_x], [0, scale_y, shift_y], [0, 0, 1]], np.float64)
 
 
-def _corners(width, height):
+def corners(width: int, height: int) -> np.ndarray:
+    """The four corners (4, 2) of a picture."""
     return np.array([[-0.5, -0.5], [width - 0.5, -0.5], [width - 0.5, height - 0.5], [-0.5, height - 0.5]])
 
 
@@ -187,7 +180,7 @@ def source_region(shape: tuple, matrix: np.ndarray, size: tuple[int, int]) -> tu
     """The box (left, top, right, bottom) of an image of ``shape`` that a warp by ``matrix`` onto a canvas of
     ``size`` (width, height) may read; empty (left >= right or top >= bottom) if none of the image lands
     there."""
-    footprint = transform_points(_corners(*size), invert_similarity(matrix))
+    footprint = transform_points(corners(*size), invert_similarity(matrix))
     margin = 3 + math.ceil(2 / similarity_scale(matrix))  # the interpolation's and area filter's reach
     low, high = footprint.min(axis=0) - margin, footprint.max(axis=0) + margin
     left, right = _source_span(low[0], high[0], shape[1])
@@ -204,96 +197,20 @@ def _source_span(low, high, length):
     return max(0, reach_low), min(length, reach_high)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Pasting back
+def resize(image: np.ndarray, size: tuple[int, int], enlarge: int = cv2.INTER_CUBIC) -> np.ndarray:
+    """``image`` at ``size`` (width, height): area-averaged where it shrinks, else by OpenCV's ``enlarge``."""
+    shrinks = size[0] < image.shape[1] or size[1] < image.shape[0]
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else enlarge)
 
 
-@functools.lru_cache(maxsize=16)
-def feather_mask(size: int, inset: float = FEATHER_INSET, sigma: float = FEATHER_SIGMA) -> np.ndarray:
-    """A (size, size) float32 mask: 1 inside, falling smoothly to 0 at the border; ``inset`` and ``sigma`` are
-    parts of the size. A square convolved with a Gaussian, in closed form (error functions); the defaults are
-    the release's mask. The array is kept for the next call, and read-only.
-    """
-    centres = (np.arange(size) + 0.5) / size
-    steps = [(distance / (sigma * math.sqrt(2))) for distance in (centres - inset, 1 - inset - centres)]
-    rise, fall = (0.5 + 0.5 * np.array([math.erf(value) for value in step]) for step in steps)
-    profile = np.clip(rise + fall - 1, 0, 1)
-    mask = np.outer(profile, profile).astype(np.float32)
-    mask.flags.writeable = False
-    return mask
-
-
-def paste_face(
-    photo: np.ndarray,
-    face: np.ndarray,
-    matrix: np.ndarray,
-    crop_size: int | None = None,
-    mask: np.ndarray | None = None,
-    in_place: bool = False,
-    crop: np.ndarray | None = None,
-    keep: float = 0.0,
-) -> np.ndarray:
-    """Puts ``face`` (F, F, 3) uint8 back where ``align_face`` took it from.
-
-    ``matrix`` maps the photo to a crop of ``crop_size`` pixels (default F), so a face restored at another
-    size than it was cut at fits too. ``mask`` (F, F) float in 0..1 weighs the face (default
-    ``feather_mask(F)``). Where the face is magnified it is interpolated bicubically (bilinear would soften
-    the restoration); where it shrinks, area-averaged. Only the face's bounding box is read and written: every
-    other byte of the photo is unchanged.
-
-    ``keep``, from 0 to 1, says how much stays of what the photo shows and ``crop`` (F, F, 3), which was cut out
-    of it there, does not: the detail of a photo that is larger. Returns a copy, or ``photo`` itself when
-    ``in_place``. A face wholly outside the photo changes nothing. Raises ValueError for bad shapes.
-    """
-    _check_photo(photo, "paste_face: photo")
-    _check_photo(face, "paste_face: face")
-    size = face.shape[0]
-    mask = feather_mask(size) if mask is None else np.asarray(mask, np.float32)
-    if face.shape[:2] != (size, size) or mask.shape != (size, size):
-        raise ValueError(f"paste_face: face and mask must be square and equal, got {face.shape} and {mask.shape}")
-    if keep:
-        if crop is None or crop.shape != face.shape:
-            raise ValueError("paste_face: keep needs the crop that the face was made of, of the face's shape")
-        # What is warped is linear: (face - keep * crop) comes to keep * (photo - crop) + face when the photo is added.
-        face = face.astype(np.float32) - np.float32(keep) * crop
-    result = photo if in_place else photo.copy()
-    to_photo = invert_similarity(rescale_matrix(matrix, crop_size or size, size))
-    box = _target_box(photo.shape, size, to_photo)
-    if box is not None:
-        _blend(result, face, mask, to_photo, box, keep)
-    return result
-
-
-def _target_box(shape, size, to_photo):
-    corners = transform_points(_corners(size, size), to_photo)
-    left, top = np.maximum(np.floor(corners.min(axis=0)), 0).astype(int)
-    right, bottom = np.minimum(np.ceil(corners.max(axis=0)) + 1, (shape[1], shape[0])).astype(int)
-    return (left, top, right, bottom) if left < right and top < bottom else None
-
-
-def _blend(photo, face, mask, to_photo, box, keep):
-    left, top, right, bottom = box
-    # A face that fills a huge photo is blended strip by strip, for that is done in float32.
-    rows = max(1, STRIP_PIXELS // (right - left))
-    for start in range(top, bottom, rows):
-        _blend_strip(photo, face, mask, to_photo, (left, start, right, min(start + rows, bottom)), keep)
-
-
-def _blend_strip(photo, face, mask, to_photo, box, keep):
-    left, top, right, bottom = box
-    canvas = (int(right - left), int(bottom - top))
-    to_box = to_photo - [[0, 0, left], [0, 0, top]]
-    source = source_region(face.shape, to_box, canvas)
-    if source[0] >= source[2] or source[1] >= source[3]:
-        return  # the corner of the box that the photo shows is not covered by the tilted face
-    weight = warp(mask, to_box, canvas, "constant")[..., None]
-    moved = warp(face, to_box, canvas, "replicate", interpolation=cv2.INTER_CUBIC).astype(np.float32)
-    region = photo[top:bottom, left:right]
-    blended = region + weight * (moved - np.float32(1 - keep) * region)
-    region[...] = np.clip(np.rint(blended), 0, 255).astype(np.uint8)
-
-
-def _check_photo(photo, where):
-    if not (isinstance(photo, np.ndarray) and photo.dtype == np.uint8 and photo.ndim == 3 and photo.shape[2] == 3):
-        found = f"{photo.dtype} {photo.shape}" if isinstance(photo, np.ndarray) else type(photo).__name__
-        raise ValueError(f"{where}: expected a uint8 HxWx3 array, got {found}")
+def check_photo(photo, where: str) -> None:
+    """Raises ValueError unless ``photo`` is a uint8 HxWx3 array; the message begins with ``where``."""
+    if not isinstance(photo, np.ndarray):
+        raise ValueError(f"{where}: expected a uint8 HxWx3 BGR array, got {type(photo).__name__}")
+    if photo.ndim == 3 and photo.shape[2] == 3 and photo.dtype == np.uint8:
+        return
+    hint = ""
+    if photo.ndim == 2 or photo.shape[2:] in ((1,), (4,)):
+        kind, code = ("with alpha", "BGRA2BGR") if photo.shape[2:] == (4,) else ("grey", "GRAY2BGR")
+        hint = f"; this one is {kind}: convert it with cv2.cvtColor(photo, cv2.COLOR_{code})"
+    raise ValueError(f"{where}: expected a uint8 HxWx3 BGR array, got {photo.dtype} of shape {photo.shape}{hint}")

@@ -19,7 +19,7 @@ import numpy as np
 
 from sgpn_arch.errors import UserError
 from sgpn_arch.files import package_folder
-from sgpn_data.alignment import warp
+from sgpn_data.alignment import check_photo, resize, warp
 
 # Longest sides at which a photo is searched. The smallest photos are enlarged to the first, which finds faces of 15
 # pixels; a larger side is used only if the photo has that many pixels. Blurred faces need the small sides.
@@ -96,8 +96,7 @@ class Detector:
         Raises:
             ValueError: the photo is not a uint8 HxWx3 array.
         """
-        if bgr.dtype != np.uint8 or bgr.ndim != 3 or bgr.shape[2] != 3:
-            raise ValueError(f"detect: expected a uint8 HxWx3 BGR photo, found {bgr.dtype} {bgr.shape}")
+        check_photo(bgr, "detect")
         rows = self._search_scales(bgr)
         points = self._refine(bgr, rows)
         found = [Detection(row[:4], five, float(row[4])) for row, five in zip(rows, points, strict=True)]
@@ -133,7 +132,8 @@ class Detector:
         scale = side / (max(height, width) + 2 * border)
         small = max(1, round(width * scale)), max(1, round(height * scale))
         margin = round(border * scale)
-        rows = self._search(_pad(_resized(bgr, small), margin))
+        picture = bgr if small == (width, height) else resize(bgr, small)
+        rows = self._search(_pad(picture, margin))
         rows[:, XS] -= margin
         rows[:, YS] -= margin
         return _move(rows, width / small[0], height / small[1])
@@ -190,14 +190,7 @@ def _at_most(bgr: np.ndarray, side: int) -> tuple[np.ndarray, float, float]:
         return bgr, 1.0, 1.0
     scale = side / max(height, width)
     small = max(1, round(width * scale)), max(1, round(height * scale))
-    return _resized(bgr, small), width / small[0], height / small[1]
-
-
-def _resized(bgr: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    if size == bgr.shape[1::-1]:
-        return bgr
-    shrinks = max(size) < max(bgr.shape[:2])
-    return cv2.resize(bgr, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    return resize(bgr, small), width / small[0], height / small[1]
 
 
 def _unmirror(rows: np.ndarray) -> np.ndarray:

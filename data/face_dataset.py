@@ -21,7 +21,8 @@ from sgpn_arch.schema import Options
 
 from .alignment import scale_points, template_points
 from .degradation import DEGRADATIONS, build_degradation
-from .masks import BrushMasks, MaskOptions, fill_hole
+from .masks import BrushMasks, MaskOptions
+from .pasting import fill_hole
 from .sources import LANDMARKS_FILE, Folder, Lmdb, decode, fault, open_source, open_split
 from .tensors import to_tensor
 

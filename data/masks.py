@@ -15,8 +15,6 @@ from sgpn_arch.ranges import Amount, Fraction
 from sgpn_arch.schema import Options, span
 
 HOLE = 255
-# What a network sees in the hole, as in the pictures of the paper's and of GPEN's inpainting: white.
-FILL = 255
 
 Part = Annotated[float, Gt(0), Le(1)]
 
@@ -102,12 +100,6 @@ class BrushMasks:
             return np.minimum(distance, ellipse_distance(middle, across / ratio, across, angle))
         across = np.sqrt(area * ratio) / 2
         return np.minimum(distance, rectangle_distance(middle, across / ratio, across, angle))
-
-
-def fill_hole(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A copy of ``image`` (H, W, 3), uint8 or float in [0, 1], that is white where ``mask`` (H, W) is not 0."""
-    white = np.full_like(image, FILL if image.dtype == np.uint8 else FILL / 255)
-    return cv2.copyTo(white, (mask > 0).astype(np.uint8), image.copy())
 
 
 def draw(distance: np.ndarray, size: int, area: float) -> np.ndarray:

@@ -15,7 +15,8 @@ from sgpn_arch.files import write_atomically
 READ_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 WRITE_SUFFIXES = (".jpg", ".jpeg", ".png")
 JPEG_QUALITY = 95
-
+# A photo whose channels differ by less than this many grey levels on average is black and white.
+GREY_TOLERANCE = 2.0
 
 # Photos of 100 megapixels exist. For good, because suspending warnings for a while is not safe with threads.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -156,3 +157,20 @@ def _save(image: Image.Image, path: Path, kind: str, options: dict) -> None:
         write_atomically(path, lambda temporary: image.save(temporary, kind, **options), durable=False)
     except OSError as error:
         raise ImageError(f"{path}: cannot be written: {error}") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Black and white
+
+
+def is_grey(bgr: np.ndarray) -> bool:
+    """Whether a photo is black and white, up to the colour noise of JPEG."""
+    step = max(1, int(np.sqrt(bgr.shape[0] * bgr.shape[1] / 1e6)))  # a megapixel is enough to tell
+    blue, green, red = cv2.split(np.ascontiguousarray(bgr[::step, ::step]))
+    most, least = cv2.max(cv2.max(blue, green), red), cv2.min(cv2.min(blue, green), red)
+    return cv2.mean(cv2.subtract(most, least))[0] < GREY_TOLERANCE
+
+
+def to_grey(bgr: np.ndarray) -> np.ndarray:
+    """A photo (H, W, 3) without its colours, still of three channels."""
+    return cv2.cvtColor(cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)

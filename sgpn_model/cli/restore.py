@@ -2,12 +2,26 @@
 
 import argparse
 import functools
-from collections.abc import Callable
-from typing import NoReturn
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from sgpn_model.cli.arguments import add_detector, add_device
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sgpn_model.restore.album import Done, Job
+    from sgpn_model.restore.stream import Outcome
+
 DESCRIPTION = "Restore the faces in photos. Each result is OUT/NAME.EXT, of the photo's size and upright."
+
+DEMO_NAME = "astronaut"
+# The demonstration's degradation: a photo whose face is about 100 pixels wide, made hard but not hopeless.
+DEMO_SEED = 0
+DEMO_RANGES = {"blur_sigma": 1.5, "downsample": 3.0, "noise": 6.0, "jpeg": 60, "isotropic_probability": 1.0}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,12 +68,151 @@ def _fidelity(text: str) -> float | str:
     return value
 
 
-def run(usage_error: Callable[[str], NoReturn], **options) -> int:
-    """Restores, and returns the exit code."""
-    if options["demo"] == bool(options["inputs"]):
-        usage_error("give photos or folders to restore, or --demo (and not both)")
-    if options["mask"] and len(options["inputs"]) != 1:
-        usage_error("--mask goes with one photo: the one that it was painted on")
-    from sgpn_model.restore import album
+def run(
+    usage_error: Callable[[str], NoReturn],
+    inputs: Sequence[str],
+    output: str,
+    mask: str | None,
+    save_parts: bool,
+    ext: str,
+    demo: bool,
+    aligned: bool,
+    only_largest: bool,
+    **building,
+) -> int:
+    """Restores photos and returns the exit code: 0 if all went well, 1 if a photo failed.
 
-    return album.run(**options)
+    Args:
+        inputs: photos, and folders whose photos (not those of folders inside them) are restored.
+        output: the folder for results; ``output/parts`` gets the parts.
+        mask: a picture of the one photo's size, white where it is to be filled; see ``FaceRestorer.restore``.
+        save_parts: write crops, renderings, masks and sheets too. ext: of the results, see :func:`.album.plan`.
+        demo: restore a degraded picture of the astronaut that comes with scikit-image; there are no inputs then.
+        aligned, only_largest: of ``FaceRestorer.restore``. building: what ``FaceRestorer.from_pretrained`` takes.
+
+    Raises:
+        InputError: before any work: no photos, a missing one, a mask for several, or a result that would overwrite an input.
+        ImageError: the mask cannot be read.
+        CheckpointError, DetectorError, OptionError: the restorer cannot be built.
+    """
+    if demo == bool(inputs):
+        usage_error("give photos or folders to restore, or --demo (and not both)")
+    if mask and len(inputs) != 1:
+        usage_error("--mask goes with one photo: the one that it was painted on")
+    from tqdm import tqdm
+
+    from sgpn_arch.inference.memory import keep_freed_memory, return_freed_memory
+    from sgpn_model.restore.album import InputError, find_photos, plan, restore_jobs
+    from sgpn_model.restore.restorer import FaceRestorer
+
+    folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; -o takes a folder")
+    jobs = [] if demo else plan(find_photos(inputs), folder, ext, save_parts)
+    hole = None if mask is None else _read_mask(mask, jobs)
+    restorer = FaceRestorer.from_pretrained(**building)
+    return_freed_memory()
+    keep_freed_memory()
+    if demo:
+        jobs = [_demo_job(folder, ext)]
+    summary = Summary(done="restored" if mask is None else "filled")
+    outcomes = restore_jobs(restorer, jobs, save_parts, aligned=aligned, only_largest=only_largest, mask=hole)
+    hidden = len(jobs) == 1 or None
+    for outcome in tqdm(outcomes, total=len(jobs), desc="restoring", unit="photo", disable=hidden, file=sys.stderr):
+        said = summary.add(jobs[outcome.index].source, outcome)
+        if said:
+            tqdm.write(f"sgpn: {said}", file=sys.stderr)
+    print(f"{summary}: results in {folder}")
+    return 1 if summary.failed else 0
+
+
+@dataclass
+class Summary:
+    """What became of the photos."""
+
+    faces: int = 0
+    restored: int = 0
+    without_face: int = 0
+    failed: int = 0
+    done: str = "restored"
+
+    def add(self, source: Path, outcome: "Outcome[Done]") -> str | None:
+        """Counts what became of a photo; returns what the user should know of it, if anything."""
+        from sgpn_data.photos import ImageError
+
+        error = outcome.error
+        if error is not None:  # a photo that breaks something must not cost the user the rest of the album
+            self.failed += 1
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            return f"error: {error}" if isinstance(error, ImageError) else f"error: {source}: {kind}{error}"
+        faces, untouched = outcome.result.faces, outcome.result.untouched
+        self.faces += faces
+        self.restored += bool(faces)
+        if faces:
+            return None
+        self.without_face += 1
+        why = "no face found"
+        if untouched:
+            why = f"the mask touches none of the {_count(untouched, 'face')} found"
+        elif self.done == "filled":  # the detector sees the photo with the hole in it
+            why += " beside the hole; a crop of the face can be filled with --aligned"
+        return f"warning: {source}: {why}; copied as it is"
+
+    def __str__(self) -> str:
+        text = f"{self.done} {_count(self.faces, 'face')} in {_count(self.restored, 'photo')}"
+        if self.without_face:
+            why = "without a face" if self.done == "restored" else "without a face to fill"
+            text += f"; {_count(self.without_face, 'photo')} {why} copied"
+        return text + (f"; {self.failed} failed" if self.failed else "")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _read_mask(path: str, jobs: "Sequence[Job]") -> "np.ndarray":
+    """A mask (H, W) uint8, white where the photo is to be filled; what is transparent in it is not."""
+    import numpy as np
+
+    from sgpn_data.photos import read_photo
+    from sgpn_model.restore.album import InputError
+
+    if len(jobs) != 1:
+        raise InputError(f"--mask goes with one photo, the one that it was painted on; here are {len(jobs)}")
+    if jobs[0].target.resolve() == Path(path).resolve():
+        raise InputError(f"{path}: the result would overwrite the mask; choose another folder with -o")
+    photo = read_photo(path)
+    levels = photo.bgr.min(axis=2)
+    return levels if photo.alpha is None else np.minimum(levels, photo.alpha)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The demonstration
+
+
+def degraded_astronaut() -> "np.ndarray":
+    """scikit-image's astronaut (NASA, public domain), degraded with a fixed seed: uint8 512x512x3 BGR."""
+    import numpy as np
+
+    from sgpn_arch.files import package_folder
+    from sgpn_data.degradation import Degradation
+    from sgpn_data.photos import read_photo
+    from sgpn_model.restore.album import InputError
+
+    # Its file is read as any photo: importing scikit-image takes longer than restoring it.
+    package = package_folder("skimage")
+    if package is None:
+        raise InputError("--demo takes its photo from the package scikit-image; run: pip install scikit-image")
+    photo = read_photo(package / "data" / f"{DEMO_NAME}.png")
+    clean = photo.bgr.astype(np.float32) / 255
+    degraded = Degradation("gfpgan", **DEMO_RANGES)(clean, np.random.default_rng(DEMO_SEED))
+    return np.clip(np.rint(degraded * 255), 0, 255).astype(np.uint8)
+
+
+def _demo_job(folder: Path, ext: str) -> "Job":
+    from sgpn_data.photos import write_picture
+    from sgpn_model.restore.album import Job
+
+    source = folder / f"{DEMO_NAME}_degraded.png"
+    write_picture(source, degraded_astronaut())
+    return Job(source, folder / f"{DEMO_NAME}.{'png' if ext == 'auto' else ext}", DEMO_NAME)

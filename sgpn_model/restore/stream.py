@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 # At most so many photos, and bytes of photos, are in flight; a photo larger than that goes alone.
 MOST_PHOTOS, MOST_BYTES = 16, 192 << 20
@@ -19,17 +19,34 @@ MOST_PHOTOS, MOST_BYTES = 16, 192 << 20
 THREADS = max(1, min(4, (os.cpu_count() or 1) // 2))
 
 
-@dataclass
-class Outcome:
-    """What became of one item: its result, or the error that stopped it."""
+T = TypeVar("T")
 
-    item: Any
-    result: Any = None
-    error: Exception | None = None
+
+class Outcome(Generic[T]):
+    """What became of one item: its result, or the error that stopped it.
+
+    Attributes:
+        index: of the item, from 0. error: what stopped it, or None.
+    """
+
+    def __init__(self, index: int, result: T | None = None, error: Exception | None = None):
+        self.index, self.error = index, error
+        self._result = result
+
+    @property
+    def result(self) -> T:
+        """The result; raises the error where there is none."""
+        if self.error is not None:
+            raise self.error
+        return self._result  # type: ignore[return-value]
+
+    def __repr__(self) -> str:
+        return f"Outcome(index={self.index}, {'error' if self.error else 'result'}={self.error or self._result!r})"
 
 
 @dataclass
 class _Entry:
+    index: int
     item: Any
     weight: int
     prepared: Future
@@ -118,8 +135,8 @@ class _Line:
 
     def _feed(self) -> None:
         try:
-            for item in self._items:
-                if not self._admit(item, self._weigh(item)):
+            for index, item in enumerate(self._items):
+                if not self._admit(index, item, self._weigh(item)):
                     return
         except BaseException as error:
             self._broken = error
@@ -127,14 +144,14 @@ class _Line:
             self._ended = True
             self._changed.notify_all()
 
-    def _admit(self, item, weight: int) -> bool:
+    def _admit(self, index: int, item, weight: int) -> bool:
         """Waits until there is room for an item, and lets it in; false when the line was closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or self._has_room(weight))
             if self._stopped:
                 return False
             self._count, self._bytes = self._count + 1, self._bytes + weight
-            entry = _Entry(item, weight, self._preparing.submit(self._prepare, item))
+            entry = _Entry(index, item, weight, self._preparing.submit(self._prepare, item))
             self._coming.append(entry)
         entry.prepared.add_done_callback(self._notify)
         return True
@@ -190,9 +207,8 @@ class _Line:
         """The outcomes of the oldest entries, as far as they are finished."""
         while self._can_leave():
             entry = self._leaving.popleft()
-            outcome = Outcome(entry.item, error=entry.finished.exception())
-            if outcome.error is None:
-                outcome.result = entry.finished.result()
+            error = entry.finished.exception()
+            outcome = Outcome(entry.index, None if error else entry.finished.result(), error)
             with self._changed:
                 self._count, self._bytes = self._count - 1, self._bytes - entry.weight
                 self._changed.notify_all()

@@ -1,5 +1,4 @@
-"""Tests of sgpn_data.alignment: transforms against scikit-image, warps against analytic pictures, pasting
-byte by byte."""
+"""Tests of sgpn_data.alignment: transforms against scikit-image, warps against analytic pictures."""
 
 import subprocess
 import sys
@@ -9,26 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from skimage.data import astronaut
 from skimage.transform import SimilarityTransform
 
+from oracles.pictures import similarity, smooth_picture
 from sgpn_data import alignment as al
-
-
-def similarity(scale, angle, x, y):
-    c, s = scale * np.cos(angle), scale * np.sin(angle)
-    return np.array([[c, -s, x], [s, c, y]])
-
-
-def smooth_picture(width, height, centre, wavelength=60.0):
-    """A picture known at every real point, as a function and as uint8 (H, W, 3)."""
-
-    def value(x, y):
-        waves = [np.sin((x - centre[0]) / wavelength), np.cos((y - centre[1]) / wavelength)]
-        return 127 + 50 * np.stack([waves[0], waves[1], waves[0] * waves[1]], axis=-1)
-
-    x, y = np.meshgrid(np.arange(width), np.arange(height))
-    return value, np.rint(value(x, y)).astype(np.uint8)
 
 
 class TestTransforms:
@@ -152,118 +135,6 @@ class TestAlign:
         expected = cv2.warpAffine(photo, matrix, (70, 50), flags=interpolation, **options).astype(int)
         found = al.warp(photo, matrix, (70, 50), border, interpolation, border_value=9)
         assert np.abs(found - expected).max() <= 1
-
-
-class TestPaste:
-    def test_feather_is_the_blurred_square(self):
-        mask = np.zeros((512, 512), np.float32)
-        mask[26:-26, 26:-26] = 1
-        for _ in range(2):
-            mask = cv2.GaussianBlur(mask, (101, 101), 4)
-        np.testing.assert_allclose(al.feather_mask(512), mask, atol=2e-3)
-        small = al.feather_mask(64)
-        assert small[32, 32] == pytest.approx(1, abs=1e-4) and small[0].max() < 1e-3
-        np.testing.assert_array_equal(small, small[::-1, ::-1].T)
-
-    @settings(deadline=None, max_examples=25)
-    @given(
-        st.floats(0.3, 3),
-        st.floats(-3, 3),
-        st.floats(-80, 280),
-        st.floats(-80, 240),
-        st.sampled_from([32, 64]),
-        st.booleans(),
-    )
-    def test_every_byte_outside_the_face_is_kept(self, scale, angle, x, y, size, full):
-        photo = np.random.default_rng(0).integers(0, 256, (160, 200, 3), dtype=np.uint8)
-        before = photo.copy()
-        to_photo = similarity(scale, angle, x, y)
-        face = np.full((size, size, 3), 255, np.uint8)
-        mask = np.ones((size, size)) if full else None
-        result = al.paste_face(photo, face, al.invert_similarity(to_photo), mask=mask)
-        np.testing.assert_array_equal(photo, before)
-        grid = np.stack(np.meshgrid(np.arange(200), np.arange(160)), -1)
-        on_face = al.transform_points(grid, al.invert_similarity(to_photo))
-        reach = max(1.5, 2 / scale)  # antialiasing may touch the two photo pixels around the face's edge
-        outside = np.any((on_face < -reach) | (on_face > size - 1 + reach), axis=-1)
-        np.testing.assert_array_equal(result[outside], before[outside])
-        middle = np.all(np.abs(on_face - (size - 1) / 2) < size / 4, axis=-1)
-        assert (result[middle] >= 250).all()
-
-    @settings(deadline=None, max_examples=25)
-    @given(st.integers(0, 2**31), st.floats(0.9, 2.5))
-    def test_result_is_the_blend_of_the_photo_and_the_bicubically_moved_face(self, seed, scale):
-        """photo + mask * (face - photo), with OpenCV's warps of the whole face and mask onto the whole photo."""
-        rng = np.random.default_rng(seed)
-        photo = rng.integers(0, 256, (100, 130, 3), dtype=np.uint8)
-        face = cv2.GaussianBlur(rng.integers(0, 256, (48, 48, 3), dtype=np.uint8), (0, 0), 2)
-        to_photo = similarity(scale, rng.uniform(-3, 3), *rng.uniform(0, 100, 2))
-        moved = cv2.warpAffine(face, to_photo, (130, 100), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-        weight = cv2.warpAffine(al.feather_mask(48), to_photo, (130, 100), flags=cv2.INTER_LINEAR)[..., None]
-        expected = np.rint(photo + weight * (moved.astype(float) - photo))
-        found = al.paste_face(photo, face, al.invert_similarity(to_photo))
-        assert np.abs(found - expected).max() <= 2
-
-    def test_in_place(self):
-        photo = np.zeros((64, 64, 3), np.uint8)
-        face = np.full((32, 32, 3), 99, np.uint8)
-        assert al.paste_face(photo, face, similarity(1, 0, -10, -10), in_place=True) is photo
-        assert photo[26, 26, 0] == 99 and photo[60, 60, 0] == 0
-
-    @pytest.mark.parametrize("keep", [0.0, 0.4, 1.0])
-    def test_detail_that_the_crop_does_not_show_is_kept(self, keep):
-        """A crop put back as it was: the photo's own detail, and 1 - keep of what cutting it out has lost."""
-        photo = np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)
-        matrix = similarity(0.5, 0.1, -10, -5)
-        crop = al.warp(photo, matrix, (64, 64), "reflect")
-        mask = np.ones((64, 64), np.float32)
-        plain = al.paste_face(photo, crop, matrix, mask=mask).astype(float)
-        found = al.paste_face(photo, crop, matrix, mask=mask, crop=crop, keep=keep)
-        wanted = plain + keep * (photo - plain)
-        inside = (plain > 0) & (plain < 255)  # plain was clipped and rounded
-        assert np.abs(found - wanted)[inside].max() <= 1
-        if keep == 1:
-            assert np.array_equal(found, photo)
-
-    def test_keeping_detail_needs_the_crop(self):
-        photo, face = np.zeros((32, 32, 3), np.uint8), np.zeros((16, 16, 3), np.uint8)
-        for crop in (None, np.zeros((8, 8, 3), np.uint8)):
-            with pytest.raises(ValueError, match="keep needs the crop"):
-                al.paste_face(photo, face, similarity(1, 0, 0, 0), crop=crop, keep=0.5)
-
-    @pytest.mark.parametrize("restored_size, footprint", [(128, 350), (512, 90), (256, 256)])
-    def test_round_trip_at_another_size(self, restored_size, footprint):
-        """Cut at 128, 'restore' at another size (here: cut again from the photo), paste: the photo comes back."""
-        _, photo = smooth_picture(500, 480, (250, 240), wavelength=40)
-        to_photo = similarity(footprint / 128, 0.2, 250 - footprint / 2, 200 - footprint / 2)
-        matrix = al.invert_similarity(to_photo)
-        restored = al.warp(photo, al.rescale_matrix(matrix, 128, restored_size), (restored_size,) * 2)
-        result = al.paste_face(photo, restored, matrix, crop_size=128)
-        difference = np.abs(result.astype(int) - photo)
-        assert difference.max() <= 5 and difference.mean() < 0.6
-
-    def test_own_mask_weighs_the_face(self):
-        photo = np.zeros((40, 40, 3), np.uint8)
-        face = np.full((40, 40, 3), 200, np.uint8)
-        mask = np.tile(np.linspace(0, 1, 40, dtype=np.float32), (40, 1))
-        result = al.paste_face(photo, face, similarity(1, 0, 0, 0), mask=mask)
-        np.testing.assert_array_equal(result[20, :, 1], np.rint(mask[20] * 200))
-
-    def test_bad_shapes(self):
-        photo = np.zeros((40, 40, 3), np.uint8)
-        with pytest.raises(ValueError, match="square"):
-            al.paste_face(photo, photo[:20], similarity(1, 0, 0, 0))
-        with pytest.raises(ValueError, match="mask"):
-            al.paste_face(photo, photo, similarity(1, 0, 0, 0), mask=np.ones((3, 3)))
-
-
-def test_real_photo_round_trip():
-    photo = np.ascontiguousarray(astronaut()[..., ::-1])
-    points = np.array([[208.0, 107], [247, 106], [228, 128], [210, 147], [247, 146]])
-    crop, matrix = al.align_face(photo, points, 256)
-    np.testing.assert_allclose(al.transform_points(points, matrix), al.template_points("ffhq", 256), atol=10)
-    result = al.paste_face(photo, crop, matrix)
-    assert np.abs(result.astype(int) - photo).mean() < 0.5
 
 
 def test_importing_alignment_stays_light():

@@ -97,14 +97,6 @@ class TestPieces:
         assert (mask[:, :16] == 255).all() and (mask[:, 16:] == 0).all()
         assert not masks.draw(x, 64, 0.0).any() and masks.draw(x, 64, 1.0).all()
 
-    @pytest.mark.parametrize("dtype, white", [(np.uint8, 255), (np.float32, 1.0)])
-    def test_a_hole_is_filled_with_white(self, dtype, white):
-        image, mask = np.zeros((4, 4, 3), dtype), np.zeros((4, 4), np.uint8)
-        mask[1, 2] = 255
-        filled = masks.fill_hole(image, mask)
-        assert (filled[1, 2] == white).all() and filled.sum() == 3 * white and not image.any()
-        assert filled.dtype == dtype
-
 
 class TestOptions:
     @pytest.mark.parametrize(

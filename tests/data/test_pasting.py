@@ -1,16 +1,34 @@
-"""Pasting back: the quick way in each face's box against its definition on the whole photo, and what it costs."""
+"""Pasting back: the quick way in each face's box against its definition on the whole photo, byte by byte, and what it costs."""
 
 import time
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from oracles import masks as masks_oracle
 from oracles import pasting as oracle
-from sgpn_data import alignment
+from oracles.pictures import similarity, smooth_picture
+from sgpn_data import alignment as al
+from sgpn_data import pasting as module
 from sgpn_data.alignment import align_face, template_points, transform_points
-from sgpn_model.restore import restorer as module
-from sgpn_model.restore.restorer import RestoredFace, is_grey, match_seam, ownership, paste_faces
+from sgpn_data.pasting import blend_hole, feather_mask, fill_hole, match_seam, ownership, paste_face, paste_faces
+from sgpn_data.photos import GREY_TOLERANCE, is_grey
+
+
+@dataclass
+class Pasted:
+    """What pasting needs of a face."""
+
+    crop: np.ndarray
+    restored: np.ndarray
+    matrix: np.ndarray
+    points5: np.ndarray
+    keep: float = 0.0
+    hole: np.ndarray | None = None
 
 
 def smooth(rng, height, width):
@@ -25,7 +43,7 @@ def made_face(photo, rng, centre, side, angle, size):
     crop, matrix = align_face(photo, points, size)
     restored = np.clip(crop.astype(int) + 30 + rng.integers(-20, 20, crop.shape), 0, 255).astype(np.uint8)
     restored = cv2.GaussianBlur(restored, (0, 0), 1)
-    return RestoredFace(crop, crop, restored, None, np.zeros(0), transform_points(points, matrix), matrix, None)
+    return Pasted(crop, restored, matrix, transform_points(points, matrix))
 
 
 # centre, side in the photo, angle: alone, neighbours that overlap, over a border, far away
@@ -51,7 +69,7 @@ def test_strips_are_the_whole_box(monkeypatch):
     photo = smooth(rng, 300, 480)
     faces = [made_face(photo, rng, *place, 64) for place in PLACES]
     expected = paste_faces(photo, faces)
-    monkeypatch.setattr(alignment, "STRIP_PIXELS", 2000)
+    monkeypatch.setattr(module, "STRIP_PIXELS", 2000)
     before = photo.copy()
     apart = np.abs(paste_faces(photo, faces).astype(int) - expected)
     assert apart.max() <= 1 and (apart > 0).mean() < 1e-2
@@ -66,8 +84,8 @@ def test_low_frequencies_may_be_found_in_a_smaller_picture(size):
     restored = np.clip(crop.astype(int) + rng.integers(-60, 60, crop.shape), 0, 255).astype(np.uint8)
     difference = crop.astype(np.float32) - restored
     exact = cv2.GaussianBlur(difference, (0, 0), module.SEAM_BLUR * size, borderType=cv2.BORDER_REPLICATE)
-    assert np.abs(module._low_frequencies(difference) - exact).max() < 0.25
-    face = RestoredFace(crop, crop, restored, None, None, None, None, None)
+    assert np.abs(module.low_frequencies(difference) - exact).max() < 0.25
+    face = Pasted(crop, restored, np.eye(2, 3), np.zeros((5, 2)))
     apart = np.abs(match_seam(restored, crop).astype(int) - oracle.matched(face))
     assert apart.max() <= 1 and apart.mean() < 0.05
 
@@ -118,7 +136,142 @@ def test_grey_is_the_mean_spread_of_the_channels():
         photo = np.clip(rng.integers(60, 200, (50, 70, 1)) + rng.integers(0, spread + 1, (50, 70, 3)), 0, 255).astype(
             np.uint8
         )
-        expected = (
-            np.mean([int(pixel.max()) - int(pixel.min()) for pixel in photo.reshape(-1, 3)]) < module.GREY_TOLERANCE
-        )
+        expected = np.mean([int(pixel.max()) - int(pixel.min()) for pixel in photo.reshape(-1, 3)]) < GREY_TOLERANCE
         assert is_grey(photo) == expected
+
+
+class TestPaste:
+    def test_feather_is_the_blurred_square(self):
+        mask = np.zeros((512, 512), np.float32)
+        mask[26:-26, 26:-26] = 1
+        for _ in range(2):
+            mask = cv2.GaussianBlur(mask, (101, 101), 4)
+        np.testing.assert_allclose(feather_mask(512), mask, atol=2e-3)
+        small = feather_mask(64)
+        assert small[32, 32] == pytest.approx(1, abs=1e-4) and small[0].max() < 1e-3
+        np.testing.assert_array_equal(small, small[::-1, ::-1].T)
+
+    @settings(deadline=None, max_examples=25)
+    @given(
+        st.floats(0.3, 3),
+        st.floats(-3, 3),
+        st.floats(-80, 280),
+        st.floats(-80, 240),
+        st.sampled_from([32, 64]),
+        st.booleans(),
+    )
+    def test_every_byte_outside_the_face_is_kept(self, scale, angle, x, y, size, full):
+        photo = np.random.default_rng(0).integers(0, 256, (160, 200, 3), dtype=np.uint8)
+        before = photo.copy()
+        to_photo = similarity(scale, angle, x, y)
+        face = np.full((size, size, 3), 255, np.uint8)
+        mask = np.ones((size, size)) if full else None
+        result = paste_face(photo, face, al.invert_similarity(to_photo), mask=mask)
+        np.testing.assert_array_equal(photo, before)
+        grid = np.stack(np.meshgrid(np.arange(200), np.arange(160)), -1)
+        on_face = al.transform_points(grid, al.invert_similarity(to_photo))
+        reach = max(1.5, 2 / scale)  # antialiasing may touch the two photo pixels around the face's edge
+        outside = np.any((on_face < -reach) | (on_face > size - 1 + reach), axis=-1)
+        np.testing.assert_array_equal(result[outside], before[outside])
+        middle = np.all(np.abs(on_face - (size - 1) / 2) < size / 4, axis=-1)
+        assert (result[middle] >= 250).all()
+
+    @settings(deadline=None, max_examples=25)
+    @given(st.integers(0, 2**31), st.floats(0.9, 2.5))
+    def test_result_is_the_blend_of_the_photo_and_the_bicubically_moved_face(self, seed, scale):
+        """photo + mask * (face - photo), with OpenCV's warps of the whole face and mask onto the whole photo."""
+        rng = np.random.default_rng(seed)
+        photo = rng.integers(0, 256, (100, 130, 3), dtype=np.uint8)
+        face = cv2.GaussianBlur(rng.integers(0, 256, (48, 48, 3), dtype=np.uint8), (0, 0), 2)
+        to_photo = similarity(scale, rng.uniform(-3, 3), *rng.uniform(0, 100, 2))
+        moved = cv2.warpAffine(face, to_photo, (130, 100), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        weight = cv2.warpAffine(feather_mask(48), to_photo, (130, 100), flags=cv2.INTER_LINEAR)[..., None]
+        expected = np.rint(photo + weight * (moved.astype(float) - photo))
+        found = paste_face(photo, face, al.invert_similarity(to_photo))
+        assert np.abs(found - expected).max() <= 2
+
+    def test_in_place(self):
+        photo = np.zeros((64, 64, 3), np.uint8)
+        face = np.full((32, 32, 3), 99, np.uint8)
+        assert paste_face(photo, face, similarity(1, 0, -10, -10), in_place=True) is photo
+        assert photo[26, 26, 0] == 99 and photo[60, 60, 0] == 0
+
+    @pytest.mark.parametrize("keep", [0.0, 0.4, 1.0])
+    def test_detail_that_the_crop_does_not_show_is_kept(self, keep):
+        """A crop put back as it was: the photo's own detail, and 1 - keep of what cutting it out has lost."""
+        photo = np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)
+        matrix = similarity(0.5, 0.1, -10, -5)
+        crop = al.warp(photo, matrix, (64, 64), "reflect")
+        mask = np.ones((64, 64), np.float32)
+        plain = paste_face(photo, crop, matrix, mask=mask).astype(float)
+        found = paste_face(photo, crop, matrix, mask=mask, crop=crop, keep=keep)
+        wanted = plain + keep * (photo - plain)
+        inside = (plain > 0) & (plain < 255)  # plain was clipped and rounded
+        assert np.abs(found - wanted)[inside].max() <= 1
+        if keep == 1:
+            assert np.array_equal(found, photo)
+
+    def test_keeping_detail_needs_the_crop(self):
+        photo, face = np.zeros((32, 32, 3), np.uint8), np.zeros((16, 16, 3), np.uint8)
+        for crop in (None, np.zeros((8, 8, 3), np.uint8)):
+            with pytest.raises(ValueError, match="keep needs the crop"):
+                paste_face(photo, face, similarity(1, 0, 0, 0), crop=crop, keep=0.5)
+
+    @pytest.mark.parametrize("restored_size, footprint", [(128, 350), (512, 90), (256, 256)])
+    def test_round_trip_at_another_size(self, restored_size, footprint):
+        """Cut at 128, 'restore' at another size (here: cut again from the photo), paste: the photo comes back."""
+        _, photo = smooth_picture(500, 480, (250, 240), wavelength=40)
+        to_photo = similarity(footprint / 128, 0.2, 250 - footprint / 2, 200 - footprint / 2)
+        matrix = al.invert_similarity(to_photo)
+        restored = al.warp(photo, al.rescale_matrix(matrix, 128, restored_size), (restored_size,) * 2)
+        result = paste_face(photo, restored, matrix, crop_size=128)
+        difference = np.abs(result.astype(int) - photo)
+        assert difference.max() <= 5 and difference.mean() < 0.6
+
+    def test_own_mask_weighs_the_face(self):
+        photo = np.zeros((40, 40, 3), np.uint8)
+        face = np.full((40, 40, 3), 200, np.uint8)
+        mask = np.tile(np.linspace(0, 1, 40, dtype=np.float32), (40, 1))
+        result = paste_face(photo, face, similarity(1, 0, 0, 0), mask=mask)
+        np.testing.assert_array_equal(result[20, :, 1], np.rint(mask[20] * 200))
+
+    def test_bad_shapes(self):
+        photo = np.zeros((40, 40, 3), np.uint8)
+        with pytest.raises(ValueError, match="square"):
+            paste_face(photo, photo[:20], similarity(1, 0, 0, 0))
+        with pytest.raises(ValueError, match="mask"):
+            paste_face(photo, photo, similarity(1, 0, 0, 0), mask=np.ones((3, 3)))
+
+
+def test_real_photo_round_trip(astronaut):
+    photo = astronaut
+    points = np.array([[208.0, 107], [247, 106], [228, 128], [210, 147], [247, 146]])
+    crop, matrix = al.align_face(photo, points, 256)
+    np.testing.assert_allclose(al.transform_points(points, matrix), al.template_points("ffhq", 256), atol=10)
+    result = paste_face(photo, crop, matrix)
+    assert np.abs(result.astype(int) - photo).mean() < 0.5
+
+
+def test_blending_fades_over_two_pixels():
+    hole = np.zeros((20, 20), bool)
+    hole[0:4, 8:12] = True  # at the border, where there is no photo to fade into
+    photo, filling = np.zeros((20, 20, 3), np.uint8), np.full((20, 20, 3), 90, np.uint8)
+    result = blend_hole(photo, filling, hole)[..., 0].astype(int)
+    assert (result[hole] == 90).all() and not photo.any()
+    assert result[2, 11:16].tolist() == [90, 60, 30, 0, 0]
+    assert not result[~masks_oracle.grown(hole, 2.9)].any()
+
+
+def test_the_feather_is_one_where_the_face_is():
+    """match_seam may change the border only: the middle of the crop, where the face lies, is the network's."""
+    inner = feather_mask(128, module.SEAM_INSET, module.SEAM_SIGMA)[40:100, 32:96]
+    assert inner.min() > 0.98
+
+
+@pytest.mark.parametrize("dtype, white", [(np.uint8, 255), (np.float32, 1.0)])
+def test_a_hole_is_filled_with_white(dtype, white):
+    image, mask = np.zeros((4, 4, 3), dtype), np.zeros((4, 4), np.uint8)
+    mask[1, 2] = 255
+    filled = fill_hole(image, mask)
+    assert (filled[1, 2] == white).all() and filled.sum() == 3 * white and not image.any()
+    assert filled.dtype == dtype

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from sgpn_model.restore.restorer import NEIGHBOUR_STEEPNESS, SEAM_BLUR, SEAM_INSET, SEAM_SIGMA
+from sgpn_data.pasting import NEIGHBOUR_STEEPNESS, SEAM_BLUR, SEAM_INSET, SEAM_SIGMA
 
 
 def soft_square(size, inset, sigma):

@@ -104,7 +104,7 @@ def test_known_errors_are_one_line(arguments, message, capsys, tmp_path, monkeyp
 
 
 def test_bugs_keep_their_traceback(monkeypatch):
-    monkeypatch.setattr("sgpn_model.restore.album.run", lambda **_: 1 / 0)
+    monkeypatch.setattr("sgpn_model.restore.restorer.FaceRestorer.from_pretrained", lambda **_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(["restore", "--demo"])
 
@@ -223,7 +223,7 @@ def test_half_precision_needs_a_gpu(run, face, capsys):
 
 def test_the_demonstration_is_scikit_images_astronaut(astronaut):
     from sgpn_data.degradation import Degradation
-    from sgpn_model.restore.album import DEMO_RANGES, DEMO_SEED, degraded_astronaut
+    from sgpn_model.cli.restore import DEMO_RANGES, DEMO_SEED, degraded_astronaut
 
     expected = Degradation("gfpgan", **DEMO_RANGES)(
         astronaut.astype(np.float32) / 255, np.random.default_rng(DEMO_SEED)

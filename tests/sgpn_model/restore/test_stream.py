@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
+from sgpn_arch.errors import OptionError
 from sgpn_data.photos import read_photo, write_picture
 from sgpn_model import cli
 from sgpn_model.restore import restorer as restorer_module
@@ -36,7 +37,7 @@ def test_outcomes_come_in_order_whatever_is_quick():
         return made(number) if not _ else number
 
     outcomes = run_all(range(20), prepare=slow, finish=slow)
-    assert [outcome.item for outcome in outcomes] == [outcome.result for outcome in outcomes] == list(range(20))
+    assert [outcome.index for outcome in outcomes] == [outcome.result for outcome in outcomes] == list(range(20))
 
 
 def test_every_face_is_run_once_and_in_order():
@@ -89,7 +90,7 @@ def test_what_is_in_flight_is_bounded(weight, most):
         return made(number)
 
     for outcome in stream(range(60), prepare, lambda faces: None, lambda item, photo: item, lambda _: weight, 4):
-        inside.discard(outcome.item)
+        inside.discard(outcome.index)
     # One more has left the line and not yet been handed over.
     assert len(worst) == 60 and max(worst) <= most + 1
 
@@ -110,10 +111,10 @@ def test_a_failure_costs_its_own_photo_only():
         return number
 
     outcomes = run_all(range(9), prepare, run, finish)
-    assert [outcome.item for outcome in outcomes] == list(range(9))
-    errors = {outcome.item: str(outcome.error) for outcome in outcomes if outcome.error}
+    assert [outcome.index for outcome in outcomes] == list(range(9))
+    errors = {outcome.index: str(outcome.error) for outcome in outcomes if outcome.error}
     assert errors == {2: "cannot be read", 4: "cannot be run", 6: "cannot be written"}
-    assert all(outcome.result == outcome.item for outcome in outcomes if not outcome.error)
+    assert all(outcome.result == outcome.index for outcome in outcomes if not outcome.error)
 
 
 def test_a_source_that_fails_loses_no_earlier_photo():
@@ -151,7 +152,9 @@ def photos(astronaut):
 class TestRestoreMany:
     def test_the_bits_are_those_of_one_photo_at_a_time(self, restorer, photos):
         alone = [restorer.restore(photo) for photo in photos]
-        together = list(restorer.restore_many(photos))
+        outcomes = list(restorer.restore_many(photos))
+        assert [outcome.index for outcome in outcomes] == list(range(len(photos)))
+        together = [outcome.result for outcome in outcomes]
         assert [len(result.faces) for result in together] == [len(result.faces) for result in alone]
         for one, other in zip(alone, together, strict=True):
             assert np.array_equal(one.image, other.image)
@@ -159,11 +162,26 @@ class TestRestoreMany:
                 assert np.array_equal(face.coefficients, same.coefficients)
                 assert np.array_equal(face.render, same.render) and np.array_equal(face.mask, same.mask)
 
-    def test_a_bad_photo_raises_after_the_good_ones(self, restorer, photos):
-        results = restorer.restore_many([photos[0], photos[1], np.zeros((3, 3)), photos[0]])
-        assert len(next(results).faces) == 1 and next(results).faces == []
-        with pytest.raises(ValueError, match="expected a uint8"):
-            next(results)
+    def test_a_bad_photo_has_an_error_and_the_others_their_results(self, restorer, photos):
+        outcomes = list(restorer.restore_many([photos[0], np.zeros((3, 3)), photos[1], photos[0][..., 0], photos[0]]))
+        assert [outcome.index for outcome in outcomes] == [0, 1, 2, 3, 4]
+        assert [type(outcome.error) for outcome in outcomes] == [
+            type(None),
+            ValueError,
+            type(None),
+            ValueError,
+            type(None),
+        ]
+        assert [len(outcomes[number].result.faces) for number in (0, 2, 4)] == [1, 0, 1]
+        with pytest.raises(ValueError, match=r"float64 of shape \(3, 3\)"):
+            _ = outcomes[1].result
+        assert "index=3, error=" in repr(outcomes[3])
+
+    def test_fidelity_is_chosen_for_all(self, restorer, photos):
+        (kept,) = restorer.restore_many(photos[:1], fidelity=1)
+        assert np.array_equal(kept.result.faces[0].restored, kept.result.faces[0].crop)
+        with pytest.raises(OptionError, match="fidelity is 2"):
+            restorer.restore_many(photos, fidelity=2)
 
     def test_memory_is_bounded_for_any_number(self, restorer, monkeypatch):
         """Photos that nobody holds any more are gone, while a generator makes hundreds of them."""
