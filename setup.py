@@ -80,6 +80,7 @@ setup(
         "sgpn_options": ["*/*.yml"],
     },
     install_requires=[
+        "annotated-types>=0.6",
         "torch>=2.4",
         "torchvision>=0.19",
         "basicsr>=1.4.2",

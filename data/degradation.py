@@ -17,7 +17,6 @@ from annotated_types import Ge, Le
 from pydantic import BeforeValidator, Field, model_validator
 
 from sgpn_arch.by_name import check_plugin
-from sgpn_arch.errors import OptionError, Problem, nearest
 from sgpn_arch.ranges import Amount, Count, Fraction, OddCount, Positive, Told
 from sgpn_arch.schema import Options, span
 
@@ -40,6 +39,7 @@ Kernels = Annotated[
     ),
     Told("area, linear, cubic or lanczos, or a list of them"),
 ]
+Preset = Literal["gfpgan", "gfpgan_code", "codeformer", "mild", "medium", "severe", "clean", "sr_x4", "sr_x8", "sr_x16"]
 Quality = Annotated[float, Ge(1), Le(100)]
 
 
@@ -49,9 +49,7 @@ class DegradationOptions(Options):
     A range is [lo, hi] or one number, drawn uniformly; ``~`` switches the step off.
     """
 
-    preset: Literal[
-        "gfpgan", "gfpgan_code", "codeformer", "mild", "medium", "severe", "clean", "sr_x4", "sr_x8", "sr_x16"
-    ] = "gfpgan"
+    preset: Preset = "gfpgan"
     """Published ranges (gfpgan, gfpgan_code, codeformer), levels to judge restorers at (mild, medium, severe, clean), or
     super-resolution alone (sr_x4, sr_x8, sr_x16)."""
     blur_sigma: span(Positive) | None = (0.2, 10.0)
@@ -90,18 +88,9 @@ class MixtureOptions(DegradationOptions):
     """``datasets.PHASE.degradation`` with type DegradationMixture: several presets; what else is said counts for all."""
 
     presets: Annotated[
-        dict[str, Positive], Field(min_length=1), Told("a mapping of presets to frequencies, such as {mild: 1}")
+        dict[Preset, Positive], Field(min_length=1), Told("a mapping of presets to frequencies, such as {mild: 1}")
     ]
     """Preset -> how often it is drawn, relative to the others."""
-
-    @model_validator(mode="after")
-    def _known_presets(self) -> "MixtureOptions":
-        unknown = [name for name in self.presets if name not in PRESETS]
-        if unknown:
-            raise OptionError(
-                *(Problem("presets", f"unknown preset '{name}'{nearest(name, PRESETS)}") for name in unknown)
-            )
-        return self
 
 
 _PLAIN = {"blur_sigma": None, "noise": None, "jpeg": None, "downsample_kernels": ("area",)}

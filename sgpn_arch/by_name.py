@@ -40,7 +40,7 @@ def check_plugin(
             Problem(_below(where, "type"), f"this option is missing; known: {', '.join(sorted(registry.keys()))}")
         )
     name = section.get("type", default)
-    if name not in registry:
+    if isinstance(name, str) and name not in registry:
         load_basicsr()
     if not isinstance(name, str) or name not in registry:
         raise OptionError(Problem(_below(where, "type"), f"unknown name '{name}'{nearest(str(name), registry.keys())}"))

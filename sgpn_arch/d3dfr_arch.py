@@ -7,11 +7,13 @@ out here because importing torchvision brings in PyTorch's compiler, which takes
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from sgpn_arch.inference.network import InferenceRegressor
+from sgpn_arch.ranges import Count
 from sgpn_arch.registry import ARCH_REGISTRY
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -37,10 +39,10 @@ class D3DFR(nn.Module):
 
     def __init__(
         self,
-        id_dim: int = 80,
-        exp_dim: int = 64,
-        tex_dim: int = 80,
-        backbone: str = "resnet50",
+        id_dim: Count = 80,
+        exp_dim: Count = 64,
+        tex_dim: Count = 80,
+        backbone: Literal["resnet50", "resnet18", "mobilenet_v2"] = "resnet50",
         imagenet_normalisation: bool = False,
     ):
         super().__init__()

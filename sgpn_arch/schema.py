@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Interval, Le, Lt
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
-from pydantic.fields import FieldInfo
 
 from sgpn_arch.errors import OptionError, Problem, nearest
 from sgpn_arch.ranges import OnDisk, Told
@@ -85,14 +84,24 @@ def _problems(model: type[Options], section: Mapping, error: ValidationError) ->
         elif part["type"] == "missing" and len(place) == 1:
             found[place[0]] = Problem(place[0], "this option is missing")
         else:
-            text = str(own) if own else _refusal(model.model_fields[place[0]], section[place[0]])
-            found[place[0]] = Problem(place[0], text)
+            kind, value = model.model_fields[place[0]].rebuild_annotation(), section[place[0]]
+            key, names = place[0], _names_and_values(kind)
+            if names and len(place) > 1 and place[1] in value:  # one entry of a mapping
+                key = ".".join(place[:2])
+                kind, value = (names[0], place[1]) if place[-1] == "[key]" else (names[1], value[place[1]])
+            found[key] = Problem(key, str(own) if own else _refusal(kind, value))
     # Of a union, a part that is a section says more than that it is none of the others.
     return [each for key, each in found.items() if not any(other.startswith(f"{key}.") for other in found)]
 
 
-def _refusal(field: FieldInfo, value: Any) -> str:
-    kind = field.rebuild_annotation()
+def _names_and_values(kind: Any) -> tuple | None:
+    """Of a mapping of names to values of one kind, both types; None of anything else."""
+    while typing.get_origin(kind) is Annotated:
+        kind = typing.get_args(kind)[0]
+    return typing.get_args(kind) if typing.get_origin(kind) is dict else None
+
+
+def _refusal(kind: Any, value: Any) -> str:
     parts = typing.get_args(kind) if typing.get_origin(kind) in UNIONS else (kind,)
     if isinstance(value, str) and all(typing.get_origin(each) is Literal or each is type(None) for each in parts):
         return f"unknown value '{value}'{nearest(value, [word for each in parts for word in typing.get_args(each)])}"

@@ -22,6 +22,7 @@ from sgpn_arch.layers import (
     quick_layout,
     resolutions,
 )
+from sgpn_arch.ranges import Count, MappingLayers, PictureSize, Positive
 from sgpn_arch.registry import ARCH_REGISTRY
 
 
@@ -50,14 +51,14 @@ class SGPN(nn.Module):
 
     def __init__(
         self,
-        size: int = 512,
-        width: float = 1.0,
-        max_channels: int = 512,
-        style_dim: int = 512,
-        latent_dim: int = 256,
-        coeff_dim: int = 257,
-        mapping_layers: int = 3,
-        mapping_lr_mul: float = 0.01,
+        size: PictureSize = 512,
+        width: Positive = 1.0,
+        max_channels: Count = 512,
+        style_dim: Count = 512,
+        latent_dim: Count = 256,
+        coeff_dim: Count = 257,
+        mapping_layers: MappingLayers = 3,
+        mapping_lr_mul: Positive = 0.01,
         fusion: str = "AFFB",
         share_encoder: bool = True,
     ):

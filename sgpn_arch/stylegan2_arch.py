@@ -21,6 +21,7 @@ from sgpn_arch.layers import (
     resolutions,
 )
 from sgpn_arch.ops import downsample2d, fir_kernel
+from sgpn_arch.ranges import Count, MappingLayers, PictureSize, Positive
 from sgpn_arch.registry import ARCH_REGISTRY
 from sgpn_arch.sgpn_arch import Decoder, MappingNetwork
 
@@ -41,7 +42,9 @@ class SGPNDiscriminator(nn.Module):
         ValueError: an argument is out of range.
     """
 
-    def __init__(self, size: int = 512, width: float = 1.0, max_channels: int = 512, stddev_group: int = 4):
+    def __init__(
+        self, size: PictureSize = 512, width: Positive = 1.0, max_channels: Count = 512, stddev_group: Count = 4
+    ):
         super().__init__()
         if stddev_group < 1:
             raise ValueError(f"stddev_group is {stddev_group!r}; it must be at least 1")
@@ -113,12 +116,12 @@ class ConcatStyleGAN2Generator(nn.Module):
 
     def __init__(
         self,
-        size: int = 512,
-        width: float = 1.0,
-        max_channels: int = 512,
-        style_dim: int = 512,
-        mapping_layers: int = 8,
-        mapping_lr_mul: float = 0.01,
+        size: PictureSize = 512,
+        width: Positive = 1.0,
+        max_channels: Count = 512,
+        style_dim: Count = 512,
+        mapping_layers: MappingLayers = 8,
+        mapping_lr_mul: Positive = 0.01,
     ):
         super().__init__()
         self.size = size

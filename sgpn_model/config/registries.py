@@ -1,5 +1,6 @@
 """Fills the registries with all that an option file can name: networks, stages, datasets, losses, metrics, also of plugins."""
 
+import functools
 import importlib
 import pkgutil
 
@@ -8,6 +9,7 @@ from sgpn_arch import load_plugins, register_archs
 from sgpn_arch.registry import load_basicsr
 
 
+@functools.cache
 def fill_registries() -> None:
     """Imports every ``train/*_model.py`` and ``*_dataset.py``, the losses, the metrics, BasicSR and the installed plugins.
 

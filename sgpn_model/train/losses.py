@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sgpn_arch.face3d.shape_prior import Mesh
+from sgpn_arch.ranges import Amount, Count
 from sgpn_arch.registry import LOSS_REGISTRY
 from sgpn_model.train.perceptual import MobileNetFeatures
 
@@ -21,7 +22,7 @@ class MobileNetPerceptualLoss(nn.Module):
         loss_weight: factor. size: longest side that is compared; larger pictures are first averaged down to it.
     """
 
-    def __init__(self, loss_weight: float = 1.0, size: int = 512):
+    def __init__(self, loss_weight: Amount = 1.0, size: Count = 512):
         super().__init__()
         self.loss_weight = loss_weight
         self.size = size

@@ -75,7 +75,7 @@ class TestWholeFiles:
         ("override", "message"),
         [
             ("network_g.widht=1", "network_g.widht: unknown option; did you mean 'width'"),
-            ("network_g.size='256'", "network_g.size: unknown|network_g.size: expected a whole number, found '256'"),
+            ("network_g.size='256'", "network_g.size: expected a power of two from 64 to 1024, found '256'"),
             ("network_g.size=100", "network_g.size: "),
             ("network_g.fusion=AFBF", "network_g.fusion: .*'AFBF'.*did you mean 'AFFB'"),
             ("network_g={size: 256}", "network_g.type: this option is missing"),
@@ -94,6 +94,22 @@ class TestWholeFiles:
             ("precision=fp16", "precision: unknown value 'fp16'"),
             ("protocol=relesed", "protocol: unknown value 'relesed'; did you mean 'released'"),
             ("path.morphable_model=nowhere", None),
+            ("train.start_from_input=nope", "train.start_from_input: expected true or false, found 'nope'"),
+            (
+                "train.optim_g.betas=5",
+                "train.optim_g.betas: expected a pair, each a number of at least 0 and below 1, found 5",
+            ),
+            ("train.optim_g.betas=[0.5]", "train.optim_g.betas: expected a pair, each a number .*, found .0.5"),
+            ("train.losses.pixel.loss_weight=abc", "train.losses.pixel.loss_weight: expected a number, found 'abc'"),
+            ("device=quantum", "device: expected auto, cpu, cuda or cuda:NUMBER, found 'quantum'"),
+            ("datasets.train.cache=ramm", "datasets.train.cache: unknown value 'ramm'; did you mean 'ram'"),
+            ("datasets.train.use_hflip=7", "datasets.train.use_hflip: expected true, false or ~ .nothing., found 7"),
+            ("datasets.train.template=3", "datasets.train.template: expected ffhq or gpen, found 3"),
+            ("datasets.train.min_size=x", "datasets.train.min_size: expected a whole number of at least 1, found 'x'"),
+            (
+                "datasets.train.inpaint.area=9",
+                "datasets.train.inpaint.area: expected a number above 0 and of at most 1, or a pair",
+            ),
         ],
     )
     def test_a_wrong_option_is_named_with_its_place(self, override, message):
@@ -103,6 +119,43 @@ class TestWholeFiles:
         with pytest.raises(OptionError, match=message) as caught:
             checked_options(self.JOINT, [override], files=False)
         assert str(caught.value).startswith(f"--set {override}: ")
+
+    def test_all_mistakes_are_told_each_with_its_file(self, tmp_path):
+        base = tmp_path / "base.yml"
+        base.write_text(f"_base_: {self.JOINT}\nnetwork_g: {{fusoin: AFFB}}\nval: {{best: sharpness}}\n")
+        top = tmp_path / "top.yml"
+        top.write_text("_base_: base.yml\ntrain: {optim_g: {lr: -1}, losses: {pixel: {loss_weight: abc}}}\n")
+        with pytest.raises(OptionError) as caught:
+            checked_options(top, ["trian=1"], files=False)
+        told = {problem.key: problem.source for problem in caught.value.problems}
+        assert told == {
+            "network_g.fusoin": str(base),
+            "val.best": str(base),
+            "train.optim_g.lr": str(top),
+            "train.losses.pixel.loss_weight": str(top),
+            "trian": "--set trian=1",
+        }
+        assert len(str(caught.value).splitlines()) == len(told)
+
+    @pytest.mark.parametrize("line", ["on: 1", "4: 1", "train: {on: yes}", "datasets: {train: {degradation: {~: 1}}}"])
+    def test_keys_are_text(self, tmp_path, line):
+        (tmp_path / "top.yml").write_text(f"_base_: {self.JOINT}\n{line}\n")
+        key = {"on: 1": "True", "4: 1": "4", "train: {on: yes}": "train.True"}.get(
+            line, "datasets.train.degradation.None"
+        )
+        with pytest.raises(OptionError, match=rf"top.yml: {key}: keys are text, but YAML reads this one as"):
+            checked_options(tmp_path / "top.yml", files=False)
+
+    def test_data_must_be_there(self, tmp_path):
+        overrides = [f"datasets.train.dataroot=[{tmp_path}, nowhere]", "datasets.val.landmarks=points.json"]
+        overrides += ["datasets.val.dataroot=elsewhere", "path.pretrain_network_shape=~"]
+        with pytest.raises(OptionError) as caught:
+            checked_options(self.JOINT, overrides)
+        assert [(problem.key, problem.text.partition(";")[0]) for problem in caught.value.problems] == [
+            ("datasets.train.dataroot", "nowhere: no such folder"),
+            ("datasets.val.dataroot", "elsewhere: no such folder"),
+            ("datasets.val.landmarks", "points.json: no such file"),
+        ]
 
     def test_the_file_of_an_inherited_mistake_is_named(self, tmp_path):
         base = tmp_path / "base.yml"
