@@ -7,7 +7,7 @@ regressor.
 import pytest
 import torch
 
-from oracles.synthetic_model import synthetic_model
+from oracles.synthetic_model import BFM_VERTICES, synthetic_model
 from sgpn_arch.d3dfr_arch import D3DFR
 from sgpn_arch.face3d.crop224 import invert_affine, warp_affine
 from sgpn_arch.face3d.morphable_model import MorphableModel
@@ -60,9 +60,9 @@ def step_calls(backbone: str) -> dict:
 
 
 @pytest.fixture(scope="module")
-def calls(request):
+def calls(measuring):
     with torch.inference_mode():
-        return step_calls("mobilenet_v2" if request.config.getoption("benchmark_disable") else "resnet50")
+        return step_calls("resnet50" if measuring else "mobilenet_v2")
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -75,7 +75,7 @@ def test_step(benchmark, calls, name):
 
 @pytest.mark.parametrize("kind", ["forward", "gradients"])
 def test_mesh_of_the_basel_models_size(benchmark, kind):
-    model = synthetic_model(dims=(1, 1, 1)) if benchmark.enabled else synthetic_model(2000, dims=(1, 1, 1))
+    model = synthetic_model(BFM_VERTICES if benchmark.enabled else 2000, dims=(1, 1, 1))
     points = (model.shape_mean[None, :, :2] * torch.tensor([1, -1]) * 100 + SIDE / 2).contiguous()
     depth = 10 - model.shape_mean[None, :, 2].contiguous()
     benchmark.group = "rasterise a mesh of Basel size"
@@ -91,4 +91,4 @@ def test_mesh_of_the_basel_models_size(benchmark, kind):
         return fragments
 
     fragments = benchmark(forward if kind == "forward" else gradients)
-    assert 0.5 < (fragments.triangle_ids >= 0).float().mean() < 0.6
+    assert 0.5 < (fragments.triangle_ids >= 0).float().mean() < 0.65

@@ -26,6 +26,7 @@ def build_model(size: int, width: float, precision: str, backbone: str, device: 
         "name": "bench",
         "model_type": "SGPNModel",
         "precision": precision,
+        "datasets": {"train": {"type": "FaceRestorationDataset", "dataroot": "noise", "size": size}},  # never opened
         "network_g": {"type": "SGPN", "coeff_dim": 205, "size": size, "width": width},
         "network_d": {"type": "SGPNDiscriminator", "size": size, "width": width},
         "network_shape": {"type": "D3DFR", "id_dim": 80, "exp_dim": 52, "tex_dim": 40, "backbone": backbone},
@@ -47,13 +48,12 @@ def noise(batch: int, size: int) -> dict:
 
 
 @pytest.fixture(scope="module")
-def step(request):
+def step(measuring):
     """A function that makes the step of a number; steps 0, 16, ... have R1."""
-    tiny = request.config.getoption("benchmark_disable")
-    given = {"SIZE": "64", "WIDTH": "0.02"} if tiny else os.environ
+    given = os.environ if measuring else {"SIZE": "64", "WIDTH": "0.02"}
     size, batch = int(given.get("SIZE", 512)), int(given.get("BATCH", 1))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    backbone = "mobilenet_v2" if tiny else "resnet50"
+    backbone = "resnet50" if measuring else "mobilenet_v2"
     precision = given.get("PRECISION", "fp32")
     model, data = build_model(size, float(given.get("WIDTH", 1)), precision, backbone, device), noise(batch, size)
 
@@ -64,7 +64,7 @@ def step(request):
         return model
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1 if tiny else threads)
+    torch.set_num_threads(threads if measuring else 1)
     yield train
     torch.set_num_threads(threads)
 
