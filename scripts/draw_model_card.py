@@ -3,7 +3,8 @@
 python scripts/draw_model_card.py --data faces --levels-folder experiments/levels -o docs/images \\
     --restorer "variant A=experiments/compare_variant_a_128/models/compare_variant_a_128_300.safetensors"
 
-Only faces whose licence lets them be shown: CC0, public domain, and CC-BY (the Face Research Lab London Set). Lanczos's and the
+Faces whose licence lets them be shown: CC0, public domain, and CC-BY (the Face Research Lab London Set); of other data the first
+five. Lanczos's and the
 classical pictures are those that scripts/judge_levels.py left in the levels' folder.
 """
 
@@ -29,7 +30,12 @@ SHAPE_FACES = (
     "london_a86d7629f25f",
     "pif_0258466c5470",
 )
-FACES = {"mild": SHAPE_FACES[:2], "medium": SHAPE_FACES[1:4], "severe": SHAPE_FACES[2:]}
+
+
+def chosen_faces(data: list[str]) -> tuple[str, ...]:
+    """The names of the faces to show: the card's, or the first five of other data."""
+    there = [Path(path).stem for path in test_set("mild", data, []).paths]
+    return SHAPE_FACES if set(SHAPE_FACES) <= set(there) else tuple(there[:5])
 
 
 def items(data: list[str], level: str, names: tuple[str, ...]) -> dict:
@@ -40,12 +46,12 @@ def items(data: list[str], level: str, names: tuple[str, ...]) -> dict:
     return {key: torch.stack([item[key] for item in chosen]) for key in ("lq", "hq", "points5", "landmarks68")}
 
 
-def draw_shapes(restorer: CropRestorer, data: list[str]) -> dict[str, list]:
+def draw_shapes(restorer: CropRestorer, data: list[str], faces: tuple[str, ...]) -> dict[str, list]:
     """Columns: for every level the photo, and its rendering laid on it."""
     columns = {}
     for level in SHAPE_LEVELS:
-        batch = items(data, level, SHAPE_FACES)
-        render = restorer(batch, SHAPE_FACES).render
+        batch = items(data, level, faces)
+        render = restorer(batch, faces).render
         covered = (render > -1).any(dim=1, keepdim=True)
         photo = F.interpolate(batch["lq"], size=render.shape[-1])
         columns[level] = list(to_images(photo))
@@ -53,12 +59,14 @@ def draw_shapes(restorer: CropRestorer, data: list[str]) -> dict[str, list]:
     return columns
 
 
-def draw_restorations(restorers: dict, data: list[str], folder: Path) -> tuple[dict[str, list], list[str]]:
+def draw_restorations(
+    restorers: dict, data: list[str], shown: tuple[str, ...], folder: Path
+) -> tuple[dict[str, list], list[str]]:
     """Columns: the input, each method and the truth; rows: faces, from mild to severe."""
     columns: dict[str, list] = {}
     names = []
-    for level in LEVELS:
-        batch, faces = items(data, level, FACES[level]), FACES[level]
+    for level, faces in zip(LEVELS, (shown[:2], shown[1:4] or shown, shown[-3:]), strict=True):
+        batch = items(data, level, faces)
         simple = {name: FolderRestorer(folder / level / name) for name in ("lanczos", "classical")}
         columns.setdefault("input", []).extend(to_images(batch["lq"]))
         for name, restorer in {**simple, **restorers}.items():
@@ -88,12 +96,13 @@ def main() -> None:
     arguments = parser.parse_args()
     fill_registries()
     ours = CropRestorer(arguments.weights, "cpu")
-    shapes = labelled_grid(draw_shapes(ours, arguments.data), [""] * len(SHAPE_FACES))
+    faces = chosen_faces(arguments.data)
+    shapes = labelled_grid(draw_shapes(ours, arguments.data, faces), [""] * len(faces))
     write_picture(arguments.output / "open_shapes.jpg", shapes)
     others = {
         name: CropRestorer(place, "cpu", 0) for name, place in parse_restorers(arguments.restorer).items()
     }  # as judged
-    columns, names = draw_restorations({**others, "SGPN": ours}, arguments.data, arguments.levels_folder)
+    columns, names = draw_restorations({**others, "SGPN": ours}, arguments.data, faces, arguments.levels_folder)
     write_picture(arguments.output / "open_levels.jpg", labelled_grid(columns, names))
 
 

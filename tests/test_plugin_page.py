@@ -82,7 +82,7 @@ def trained(tmp_path_factory) -> Path:
 
 def test_the_page_has_what_the_test_looks_for():
     assert list(FILES) == ["film/pyproject.toml", "film/sgpn_film.py", "film.yml"]
-    assert COMMANDS == ["pip install -e film", "sgpn options check film.yml", "sgpn train film.yml"]
+    assert COMMANDS == ["pip install -e film", "sgpn options check film.yml", "sgpn train film.yml --data faces"]
 
 
 def test_the_fusion_is_in_the_network_and_learns(trained):

@@ -190,12 +190,9 @@ def _read_mask(path: str, jobs: "Sequence[Job]") -> "np.ndarray":
 # The demonstration
 
 
-def degraded_astronaut() -> "np.ndarray":
-    """scikit-image's astronaut (NASA, public domain), degraded with a fixed seed: uint8 512x512x3 BGR."""
-    import numpy as np
-
+def astronaut() -> "np.ndarray":
+    """scikit-image's astronaut (NASA, public domain): uint8 512x512x3 BGR."""
     from sgpn_arch.files import package_folder
-    from sgpn_data.degradation import Degradation
     from sgpn_data.photos import read_photo
     from sgpn_model.restore.album import InputError
 
@@ -203,8 +200,16 @@ def degraded_astronaut() -> "np.ndarray":
     package = package_folder("skimage")
     if package is None:
         raise InputError("--demo takes its photo from the package scikit-image; run: pip install scikit-image")
-    photo = read_photo(package / "data" / f"{DEMO_NAME}.png")
-    clean = photo.bgr.astype(np.float32) / 255
+    return read_photo(package / "data" / f"{DEMO_NAME}.png").bgr
+
+
+def degraded_astronaut() -> "np.ndarray":
+    """The astronaut, degraded with a fixed seed: uint8 512x512x3 BGR."""
+    import numpy as np
+
+    from sgpn_data.degradation import Degradation
+
+    clean = astronaut().astype(np.float32) / 255
     degraded = Degradation("gfpgan", **DEMO_RANGES)(clean, np.random.default_rng(DEMO_SEED))
     return np.clip(np.rint(degraded * 255), 0, 255).astype(np.uint8)
 
