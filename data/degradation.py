@@ -9,16 +9,17 @@ paper does not give its ranges; the presets are those of GFP-GAN and CodeFormer,
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 from annotated_types import Ge, Le
 from pydantic import BeforeValidator, Field, model_validator
 
 from sgpn_arch.by_name import check_plugin
 from sgpn_arch.ranges import Amount, Count, Fraction, OddCount, Positive, Told
-from sgpn_arch.schema import Options, span
+from sgpn_arch.schema import Options, Span
 
 RESIZE_KERNELS = {
     "area": cv2.INTER_AREA,
@@ -52,17 +53,17 @@ class DegradationOptions(Options):
     preset: Preset = "gfpgan"
     """Published ranges (gfpgan, gfpgan_code, codeformer), levels to judge restorers at (mild, medium, severe, clean), or
     super-resolution alone (sr_x4, sr_x8, sr_x16)."""
-    blur_sigma: span(Positive) | None = (0.2, 10.0)
+    blur_sigma: Span[Positive] | None = (0.2, 10.0)
     """Standard deviation of the blur, pixels."""
     kernel_size: OddCount = 41
     """Of the blur, pixels."""
     isotropic_probability: Fraction = 0.5
     """Chance that the blur is the same in all directions."""
-    downsample: span(Positive) | None = (1.0, 8.0)
+    downsample: Span[Positive] | None = (1.0, 8.0)
     """Factor r by which the picture is made smaller."""
-    noise: span(Amount) | None = (0.0, 15.0)
+    noise: Span[Amount] | None = (0.0, 15.0)
     """Standard deviation delta, grey levels of 255."""
-    jpeg: span(Quality) | None = (60, 100)
+    jpeg: Span[Quality] | None = (60, 100)
     """Quality q."""
     downsample_kernels: Kernels = ("linear",)
     """Drawn uniformly."""
@@ -95,7 +96,7 @@ class MixtureOptions(DegradationOptions):
 
 _PLAIN = {"blur_sigma": None, "noise": None, "jpeg": None, "downsample_kernels": ("area",)}
 
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "gfpgan": {},  # the ranges printed in GFP-GAN's paper: the defaults of DegradationOptions
     "gfpgan_code": {"blur_sigma": (0.1, 10.0), "downsample": (0.8, 8.0), "noise": (0.0, 20.0)},
     "codeformer": {
@@ -192,7 +193,9 @@ def jpeg_compress(image: np.ndarray, quality: int) -> np.ndarray:
     done, data = cv2.imencode(".jpg", levels, [cv2.IMWRITE_JPEG_QUALITY, int(quality)])
     if not done:
         raise ValueError(f"jpeg_compress: an image of shape {image.shape} cannot be encoded")
-    return cv2.imdecode(data, cv2.IMREAD_COLOR).astype(np.float32) / np.float32(255)
+    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    assert decoded is not None  # it was encoded a line above
+    return decoded.astype(np.float32) / np.float32(255)
 
 
 def to_gray(image: np.ndarray) -> np.ndarray:
@@ -200,7 +203,7 @@ def to_gray(image: np.ndarray) -> np.ndarray:
     return np.repeat((image @ BGR_LUMA)[..., None], 3, axis=2)
 
 
-def shift_colors(image: np.ndarray, shift: np.ndarray) -> np.ndarray:
+def shift_colors(image: np.ndarray, shift: npt.ArrayLike) -> np.ndarray:
     """``image`` plus a constant per channel ((3,), on the 0..1 scale), clipped to [0, 1]."""
     return np.clip(image + np.asarray(shift, np.float32), 0, 1)
 

@@ -2,9 +2,9 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cv2
 import numpy as np
@@ -44,6 +44,12 @@ class LoaderOptions(Options):
     """Processes that load pictures, of each process; 0 loads them in the process itself."""
 
 
+if TYPE_CHECKING:
+    DegradationSection = Any
+else:
+    DegradationSection = named(DEGRADATIONS, default="Degradation")
+
+
 class FaceDatasetOptions(LoaderOptions):
     """``datasets.PHASE`` of FaceRestorationDataset."""
 
@@ -61,7 +67,7 @@ class FaceDatasetOptions(LoaderOptions):
     warning in all."""
     min_size: Count = 1
     """Images smaller than this are left out."""
-    degradation: named(DEGRADATIONS, default="Degradation") | None = {}
+    degradation: DegradationSection | None = {}
     """What makes the degraded picture; ~ leaves it equal to the good one."""
     inpaint: MaskOptions | None = None
     """A hole that is cut into the degraded picture, after the degradation if there is one, and filled with white, a choice of
@@ -279,7 +285,7 @@ def _images(source, file) -> list[tuple[Path, np.ndarray | None, Folder | Lmdb]]
     return [(path, known.get(path.relative_to(source.root).as_posix()), source) for path in source.paths]
 
 
-def _landmark_files(landmarks, roots) -> list[Path | None]:
+def _landmark_files(landmarks, roots) -> Sequence[Path | None]:
     if landmarks is None:
         return [None] * len(roots)
     if landmarks == "auto":

@@ -12,7 +12,7 @@ import numpy as np
 from annotated_types import Ge, Gt, Le
 
 from sgpn_arch.ranges import Amount, Fraction
-from sgpn_arch.schema import Options, span
+from sgpn_arch.schema import Options, Span
 
 HOLE = 255
 
@@ -22,13 +22,13 @@ Part = Annotated[float, Gt(0), Le(1)]
 class MaskOptions(Options):
     """``datasets.PHASE.inpaint``: the holes; a range is [lo, hi] or one number, drawn uniformly."""
 
-    area: span(Part) = (0.05, 0.35)
+    area: Span[Part] = (0.05, 0.35)
     """Part of the picture that is hole."""
-    strokes: span(Annotated[int, Ge(1), Le(100)]) = (1, 6)
+    strokes: Span[Annotated[int, Ge(1), Le(100)]] = (1, 6)
     """Pieces that the hole is made of."""
-    width: span(Part) = (0.04, 0.14)
+    width: Span[Part] = (0.04, 0.14)
     """Of a brush, parts of the side; it varies along a stroke."""
-    length: span(Part) = (0.05, 0.2)
+    length: Span[Part] = (0.05, 0.2)
     """Of a straight piece of a stroke, parts of the side."""
     turn: Amount = 0.8
     """Standard deviation of the angle between two straight pieces, radians."""
@@ -109,7 +109,7 @@ def draw(distance: np.ndarray, size: int, area: float) -> np.ndarray:
     if count == 0:
         return np.zeros((size, size), np.uint8)
     edge = np.partition(field, count - 1, axis=None)[count - 1]
-    return cv2.compare(field, float(edge), cv2.CMP_LE)
+    return (field <= edge) * np.uint8(HOLE)
 
 
 def painted_area(distance: np.ndarray) -> float:
@@ -123,7 +123,7 @@ def stroke_distance(start, end, start_radius: float, end_radius: float) -> np.nd
     Points (x, y) and radii are parts of the side. Returns (GRID, GRID) float32; up to 1 is under the brush.
     """
     x, y = _places()
-    (left, top), (right, bottom) = np.float32(start), np.float32(end)
+    (left, top), (right, bottom) = np.asarray(start, np.float32), np.asarray(end, np.float32)
     across, down = right - left, bottom - top
     along = ((x - left) * across + (y - top) * down) / max(across**2 + down**2, np.float32(1e-12))
     along = np.clip(along, 0, 1)

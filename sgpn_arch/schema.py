@@ -19,6 +19,7 @@ from sgpn_arch.errors import OptionError, Problem, nearest
 from sgpn_arch.ranges import OnDisk, Told
 
 Model = TypeVar("Model", bound="Options")
+End = TypeVar("End")
 # YAML has lists only.
 AS_TUPLE = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 UNIONS = (typing.Union, types.UnionType)
@@ -143,15 +144,23 @@ def _range(limits: tuple) -> str:
     return " and".join(f"{word} {value:g}" for word, value in words if value is not None and math.isfinite(value))
 
 
-def pair(kind: Any) -> Any:
-    """The type of two values of ``kind``, which YAML writes as a list."""
-    return Annotated[tuple[kind, kind], AS_TUPLE, Told(f"a pair, each {told(kind)}")]
+if typing.TYPE_CHECKING:
+    Pair = tuple[End, End]
+    Span = tuple[End, End]
+else:
 
+    class Pair:
+        """``Pair[kind]``: two values of a kind, which YAML writes as a list."""
 
-def span(kind: Any) -> Any:
-    """The type of a range [lo, hi] whose ends are of ``kind``; one number means lo = hi. Values are tuples (lo, hi)."""
-    text = f"{told(kind)}, or a pair [lo, hi] of such"
-    return Annotated[tuple[kind, kind], AfterValidator(_ordered), BeforeValidator(_both_ends), Told(text)]
+        def __class_getitem__(cls, kind):
+            return Annotated[tuple[kind, kind], AS_TUPLE, Told(f"a pair, each {told(kind)}")]
+
+    class Span:
+        """``Span[kind]``: a range [lo, hi] whose ends are of a kind; one number means lo = hi. Values are tuples (lo, hi)."""
+
+        def __class_getitem__(cls, kind):
+            text = f"{told(kind)}, or a pair [lo, hi] of such"
+            return Annotated[tuple[kind, kind], AfterValidator(_ordered), BeforeValidator(_both_ends), Told(text)]
 
 
 def _both_ends(value: Any) -> Any:
@@ -173,7 +182,9 @@ def absent(options: Options, where: str = "") -> Iterator[Problem]:
             continue
         parts = list(_parts_of(field.rebuild_annotation()))
         mark = next((part for part in parts if isinstance(part, OnDisk)), None)
-        for path in (value if isinstance(value, list) else [value]) if mark and value and value not in parts else ():
+        if mark is None or not value or value in parts:
+            continue
+        for path in value if isinstance(value, list) else [value]:
             place = Path(path).expanduser()
             if mark.names and re.fullmatch(r"\w+", str(path)):
                 continue

@@ -70,7 +70,7 @@ def check(options: Mapping, command: str | None, files: bool = True, runs: bool 
     fill_registries()
     problems = Problems()
     problems.found += missing_roots(options) if files and runs else []
-    foreign = {"train": (TrainingFile, TestingFile), "test": (TestingFile, TrainingFile)}.get(command)
+    foreign: Any = {"train": (TrainingFile, TestingFile), "test": (TestingFile, TrainingFile)}.get(command or "")
     for key in options if foreign else ():
         meant = key in foreign[0].model_fields or (command == "train" and key.startswith("network_"))
         if not meant and (key in foreign[1].model_fields or key.startswith("network_")):
@@ -100,7 +100,7 @@ def _fragment() -> type[Options]:
     fields: dict[str, Any] = {name: (field and field.rebuild_annotation(), None) for name, field in kinds.items()}
     sets: dict[str, Any] = dict.fromkeys(("train", "val", "test"), (Dataset | None, None))
     fields["datasets"] = (create_model("AnySets", __base__=Options, **sets), None)
-    networks = dict.fromkeys(("network_g", "network_d", "network_shape"), (Network | None, None))
+    networks: dict[str, Any] = dict.fromkeys(("network_g", "network_d", "network_shape"), (Network | None, None))
     return create_model("Fragment", __base__=Options, **fields, **networks)
 
 
@@ -109,15 +109,16 @@ def _fragment() -> type[Options]:
 
 
 @functools.cache
-def training_file(stage: type) -> type[TrainingFile]:
+def training_file(stage: Any) -> type[TrainingFile]:
     """The model of an option file for a training stage: what all have, the stage's ``train`` and its networks."""
-    networks = dict.fromkeys(stage.NETWORKS, (Network | None, None))
+    networks: dict[str, Any] = dict.fromkeys(stage.NETWORKS, (Network | None, None))
     return create_model(f"{stage.__name__}File", __base__=TrainingFile, train=(stage.OPTIONS, ...), **networks)
 
 
 def _check_training(options: Mapping, files: bool) -> None:
     problems = Problems()
-    stage, found = None, options.get("model_type")
+    stage: Any = None
+    found = options.get("model_type")
     if isinstance(found, str) and found in MODEL_REGISTRY:
         stage = MODEL_REGISTRY.get(found)
     elif "model_type" in options:
@@ -145,7 +146,7 @@ def _check_training(options: Mapping, files: bool) -> None:
 # Networks
 
 
-def check_networks(options: Mapping, stage: type) -> dict[str, nn.Module]:
+def check_networks(options: Mapping, stage: Any) -> dict[str, nn.Module]:
     """Builds the networks without memory for their weights (PyTorch's meta device), and sees whether they fit each other.
 
     Args:
@@ -171,7 +172,7 @@ def check_networks(options: Mapping, stage: type) -> dict[str, nn.Module]:
     return networks
 
 
-def dry_network(options: Mapping, name: str, stage: type) -> nn.Module | None:
+def dry_network(options: Mapping, name: str, stage: Any) -> nn.Module | None:
     """The network of one section on the meta device, or None if it cannot be built there."""
     section = options.get(name)
     if section is None:
@@ -225,7 +226,7 @@ def _check_shape_network(file: TrainingFile, networks: Mapping[str, nn.Module]) 
 
 
 def _sizes_that_differ(
-    options: Mapping, file: TrainingFile, networks: Mapping[str, nn.Module], stage: type
+    options: Mapping, file: TrainingFile, networks: Mapping[str, nn.Module], stage: Any
 ) -> Iterator[Problem]:
     """Pictures are as large as the generator makes them (larger where the stage shrinks them); so are the discriminator's."""
     if "network_g" not in networks:
@@ -238,7 +239,7 @@ def _sizes_that_differ(
     if judged:
         found["network_d.size"] = judged[0]
     for key, value in found.items():
-        if None in (size, value) or (stage.SHRINKS_PICTURES and key.startswith("datasets.") and value > size):
+        if size is None or value is None or (stage.SHRINKS_PICTURES and key.startswith("datasets.") and value > size):
             continue
         if value != size:
             yield Problem(key, f"is {value}, but network_g makes pictures of {size} pixels")

@@ -52,7 +52,7 @@ class Origins:
 
     def at(self, keys: list[str]) -> str:
         """The source of the option whose key has these parts."""
-        tree = self._tree
+        tree: Any = self._tree
         for key in keys:
             tree = tree.get(str(key)) if isinstance(tree, dict) else None
         sources = set(_sources(tree)) if tree else set()

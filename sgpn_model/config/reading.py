@@ -33,7 +33,8 @@ def read_options(path: str | Path, overrides: Iterable[str] = ()) -> tuple[dict,
             cannot be applied.
     """
     path = find_options(path)
-    options, origins = {}, Origins(path)
+    options: dict = {}
+    origins = Origins(path)
     for file, content in _read_chain(path):
         options = _merged(options, content)
         origins.add(content, str(file))

@@ -31,7 +31,8 @@ def read_dataset(section: Any) -> LoaderOptions:
     if isinstance(section, LoaderOptions):
         return section
     check_plugin(section, DATASET_REGISTRY)
-    return (options_of(DATASET_REGISTRY.get(section["type"])) or ForeignDataset).read(section)
+    kind: Any = options_of(DATASET_REGISTRY.get(section["type"])) or ForeignDataset
+    return kind.read(section)
 
 
 Dataset = Annotated[LoaderOptions, PlainValidator(read_dataset), Told(SECTION)]

@@ -116,8 +116,8 @@ class Scores:
         table = {}
         for row, columns in self.per_face.items():
             means = {name: mean_of_known(values) for name, values in columns.items()} | self.of_sets.get(row, {})
-            known = [name for name in self._ordered(means) if means[name] is not None and math.isfinite(means[name])]
-            table[row] = {name: means[name] for name in known}
+            ordered = [(name, means[name]) for name in self._ordered(means)]
+            table[row] = {name: mean for name, mean in ordered if mean is not None and math.isfinite(mean)}
         return table
 
     def standard_errors(self) -> dict[str, dict[str, float]]:

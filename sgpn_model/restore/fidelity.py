@@ -55,7 +55,8 @@ def taken_back(restored: Tensor, photo: Tensor, fidelity: float | str) -> tuple[
     """
     if fidelity == "auto":
         return restored, sharpness(photo)
-    return blend(restored, photo, fidelity), torch.full((len(photo),), float(fidelity), device=photo.device)
+    share = float(fidelity)
+    return blend(restored, photo, share), torch.full((len(photo),), share, device=photo.device)
 
 
 def _detail(images: Tensor) -> Tensor:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from sgpn_arch.errors import OptionError, Problem, nearest
 from sgpn_arch.ranges import Amount, Positive, Told
-from sgpn_arch.schema import Options, pair
+from sgpn_arch.schema import Options, Pair
 
 # Newton-Schulz iteration for orthogonal matrices, with the coefficients of Jordan et al. 2024.
 ITERATIONS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-Betas = pair(Annotated[float, Ge(0), Lt(1)])
+Betas = Pair[Annotated[float, Ge(0), Lt(1)]]
 # Less wide matrices (ToRGB, vectors, scalars) are moved by Adam.
 NARROWEST = 16
 
