@@ -44,15 +44,9 @@ Preset = Literal["gfpgan", "gfpgan_code", "codeformer", "mild", "medium", "sever
 Quality = Annotated[float, Ge(1), Le(100)]
 
 
-class DegradationOptions(Options):
-    """``datasets.PHASE.degradation`` with type Degradation: one of PRESETS, and what differs from it.
+class RangeOptions(Options):
+    """``datasets.PHASE.degradation``: a range is [lo, hi] or one number, drawn uniformly; ``~`` switches the step off."""
 
-    A range is [lo, hi] or one number, drawn uniformly; ``~`` switches the step off.
-    """
-
-    preset: Preset = "gfpgan"
-    """Published ranges (gfpgan, gfpgan_code, codeformer), levels to judge restorers at (mild, medium, severe, clean), or
-    super-resolution alone (sr_x4, sr_x8, sr_x16)."""
     blur_sigma: Span[Positive] | None = (0.2, 10.0)
     """Standard deviation of the blur, pixels."""
     kernel_size: OddCount = 41
@@ -76,7 +70,16 @@ class DegradationOptions(Options):
     color_jitter_shift: Amount = 20.0
     """Largest shift of a channel, grey levels of 255."""
     reference_size: Count | None = None
-    """Side of the good face that the ranges are meant for, pixels; see :class:`Degradation`."""
+    """Side of the good face that the ranges are meant for, pixels: pictures of another size are degraded as if
+    they were such a face, shown at their size. ~: the ranges are those of the pictures at hand."""
+
+
+class DegradationOptions(RangeOptions):
+    """``datasets.PHASE.degradation`` with type Degradation: one of PRESETS, and what differs from it."""
+
+    preset: Preset = "gfpgan"
+    """Published ranges (gfpgan, gfpgan_code, codeformer), levels to judge restorers at (mild, medium, severe, clean), or
+    super-resolution alone (sr_x4, sr_x8, sr_x16)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -85,7 +88,7 @@ class DegradationOptions(Options):
         return {**(PRESETS.get(preset, {}) if isinstance(preset, str) else {}), **options}
 
 
-class MixtureOptions(DegradationOptions):
+class MixtureOptions(RangeOptions):
     """``datasets.PHASE.degradation`` with type DegradationMixture: several presets; what else is said counts for all."""
 
     presets: Annotated[
@@ -97,7 +100,7 @@ class MixtureOptions(DegradationOptions):
 _PLAIN = {"blur_sigma": None, "noise": None, "jpeg": None, "downsample_kernels": ("area",)}
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "gfpgan": {},  # the ranges printed in GFP-GAN's paper: the defaults of DegradationOptions
+    "gfpgan": {},  # the ranges printed in GFP-GAN's paper: the defaults of RangeOptions
     "gfpgan_code": {"blur_sigma": (0.1, 10.0), "downsample": (0.8, 8.0), "noise": (0.0, 20.0)},
     "codeformer": {
         "blur_sigma": (1.0, 15.0),

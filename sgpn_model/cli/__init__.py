@@ -3,9 +3,9 @@
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from sgpn_arch.errors import UserError
+from sgpn_arch.errors import OptionError, UserError, nearest
 
 # Command -> its file, which has add_arguments(parser) and run(**options). Files import what they run when it runs.
 COMMANDS = {
@@ -22,26 +22,47 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code: 0 all went well, 1 something failed, 2 wrong usage."""
-    options = vars(build_parser().parse_args(arguments))
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    # Only the file of the command that runs is imported.
+    options = vars(build_parser(name for name in COMMANDS if name in arguments[:1]).parse_args(arguments))
     command = options.pop("run")
     try:
         return command(**options) or 0
     except KeyboardInterrupt:
         print("sgpn: interrupted", file=sys.stderr)
         return 130
+    except OptionError as error:
+        print("\n".join(f"sgpn: error: {problem}" for problem in error.problems), file=sys.stderr)
+        return 1
     except (UserError, OSError, FloatingPointError) as error:
         print(f"sgpn: error: {error}", file=sys.stderr)
         return 1
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
-    parser = argparse.ArgumentParser(prog="sgpn", description="Restore degraded faces with a 3D shape prior (SGPN).")
+class Parser(argparse.ArgumentParser):
+    """A parser that answers a misspelt flag with the nearest one of its own; argparse leaves the flag to ``sgpn`` itself."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse's, but nothing may be left over."""
+        namespace, rest = super().parse_known_args(args, namespace)
+        flags = [each.partition("=")[0] for each in rest if each.startswith("-")]
+        if flags:
+            self.error(f"unknown argument {flags[0]}{nearest(flags[0], self._option_string_actions)}")
+        return namespace, rest
+
+
+def build_parser(commands: Iterable[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
+    """The parser of the whole command line, with the arguments of these ``commands``."""
+    wanted = set(commands)
+    parser = Parser(prog="sgpn", description="Restore degraded faces with a 3D shape prior (SGPN).")
     parser.add_argument("--version", action=_Version)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    parsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, (file, told) in COMMANDS.items():
-        module = importlib.import_module(f"sgpn_model.cli.{file}")
-        module.add_arguments(commands.add_parser(name, help=told, description=module.DESCRIPTION))
+        command = parsers.add_parser(name, help=told)
+        if name in wanted:
+            module = importlib.import_module(f"sgpn_model.cli.{file}")
+            command.description = module.DESCRIPTION
+            module.add_arguments(command)
     return parser
 
 

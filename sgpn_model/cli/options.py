@@ -27,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_set(task)
     task = tasks.add_parser("list", help="name the option files that ship, each with what it is for")
     task.set_defaults(run=listing)
+    task = tasks.add_parser("docs", help="print docs/options.md: every option, what it may be, and its default")
+    task.set_defaults(run=docs)
     task = tasks.add_parser("check", help="check option files as the commands that they are for would")
     task.add_argument("files", nargs="+", metavar="FILE", help="option files")
     task.add_argument(
@@ -44,6 +46,14 @@ def listing() -> int:
         comment = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
         text = " ".join(line.removeprefix("#").strip() for line in comment)
         print(f"{name:32} {text.partition('. ')[0].rstrip('.')}")
+    return 0
+
+
+def docs() -> int:
+    """Prints the page of all options."""
+    from sgpn_model.cli.options_page import page
+
+    print(page(), end="")
     return 0
 
 

@@ -1,6 +1,8 @@
 """The command line: exit codes, files written, and what happens to photos that are odd, alike or broken."""
 
+import argparse
 import os
+import re
 import subprocess
 import sys
 import time
@@ -238,3 +240,52 @@ def test_demo(run, tmp_path):
     first = (tmp_path / "demo/astronaut_degraded.png").read_bytes()
     assert run("--demo", "-o", "again") == 0
     assert (tmp_path / "again/astronaut_degraded.png").read_bytes() == first
+
+
+class TestUsage:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (
+                ["restore", "--wieghts", "x", "photo.png"],
+                "sgpn restore: error: unknown argument --wieghts{}--weights'?",
+            ),
+            (
+                ["train", "x.yml", "--auto-resum3=1"],
+                "sgpn train: error: unknown argument --auto-resum3{}--auto-resume'?",
+            ),
+            (["options", "show", "x.yml", "--orgin"], "sgpn options show: error: unknown argument --orgin{}--origin'?"),
+        ],
+    )
+    def test_a_misspelt_flag_is_answered_by_the_command(self, arguments, message, capsys):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(arguments)
+        assert caught.value.code == 2 and message.format("; did you mean '") in capsys.readouterr().err
+
+    def test_only_the_file_of_the_command_is_imported(self):
+        code = (
+            "import sys\nfrom sgpn_model.cli import main\ntry:\n    main(['options', '--help'])\nfinally:\n"
+            "    found = [name for name in sys.modules if name.startswith('sgpn_model.cli.')]\n"
+            "    assert set(found) == {'sgpn_model.cli.options', 'sgpn_model.cli.arguments'}, found\n"
+            "    assert 'pydantic' not in sys.modules"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=_environment())
+        assert done.returncode == 0, done.stderr
+
+    def test_option_files_that_help_names_exist(self):
+        named = set()
+
+        def look(parser):
+            named.update(re.findall(r"options/[\w/]+\.yml", parser.format_help()))
+            for action in parser._actions:
+                for below in (action.choices or {}).values() if isinstance(action, argparse._SubParsersAction) else ():
+                    look(below)
+
+        look(cli.build_parser())
+        assert named and all((Path(__file__).parents[3] / path).is_file() for path in named)
+
+
+def test_the_page_of_options_is_fresh(capsys):
+    assert cli.main(["options", "docs"]) == 0
+    page = Path(__file__).parents[3] / "docs" / "options.md"
+    assert capsys.readouterr().out == page.read_text(encoding="utf-8"), "sgpn options docs > docs/options.md"
