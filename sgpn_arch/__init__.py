@@ -92,7 +92,7 @@ def load_plugins() -> None:
 
 
 def package_of(module: str) -> str | None:
-    """``"name==version"`` of the installed package that a module belongs to, or ``"module NAME"`` of no package; None if ours."""
+    """``"name==version"`` of the installed package that a module belongs to; None for this library's, and for none."""
     top = module.partition(".")[0]
     if top in ("sgpn_arch", "sgpn_data", "sgpn_model"):
         return None
@@ -102,7 +102,7 @@ def package_of(module: str) -> str | None:
     if found is None:
         names = importlib.metadata.packages_distributions().get(top)
         found = importlib.metadata.distribution(names[0]) if names else None
-    return f"{found.name}=={found.version}" if found else f"module {top}"
+    return f"{found.name}=={found.version}" if found else None
 
 
 def register_archs(wanted: str | None = None) -> None:

@@ -74,11 +74,11 @@ def test_a_missing_package_is_named(saved, installed):
     assert "did you mean" not in str(caught.value)
 
 
-def test_a_plugin_that_is_no_package_is_named_by_its_module(saved):
-    with pytest.raises(
-        CheckpointError, match="'DoubledFusion' comes from the module doubled_fusion.* import it before"
-    ):
-        load_checkpoint(saved("file")).network("network_g")
+def test_a_plugin_that_is_no_package_is_said_to_be_missing(saved):
+    checkpoint = load_checkpoint(saved("file"))
+    assert "packages" not in checkpoint.metadata
+    with pytest.raises(CheckpointError, match="'DoubledFusion' .* a plugin is missing: .* or import its module before"):
+        checkpoint.network("network_g")
 
 
 def test_what_a_checkpoint_knows_is_kept_when_it_is_saved_without_the_plugin(saved, tmp_path):
