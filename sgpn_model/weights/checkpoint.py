@@ -77,8 +77,10 @@ class Checkpoint:
             return (
                 f"'{arch}' comes from the package {maker}, which is not installed; if you trust it: pip install {maker}"
             )
-        return f"'{arch}' is registered by nothing installed here; a plugin is missing: install the package that brings it, "
+        return (
+            f"'{arch}' is registered by nothing installed here; a plugin is missing: install the package that brings it, "
             "or import its module before"
+        )
 
     @property
     def names_morphable_model(self) -> bool:
