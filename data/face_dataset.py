@@ -28,6 +28,11 @@ from .tensors import to_tensor
 
 LOGGER = logging.getLogger("sgpn")
 
+# What BasicSR's training loop and loader read of a dataset's section; `sgpn train` has no use for them, and refuses them.
+BASICSR_LOADER_KEYS = {
+    "use_shuffle", "dataset_enlarge_ratio", "prefetch_mode", "num_prefetch_queue", "pin_memory", "persistent_workers", "scale",
+}  # fmt: skip
+
 
 class LoaderOptions(Options):
     """``datasets.PHASE``: what the training loop and its loader read of every dataset's section."""
@@ -138,7 +143,7 @@ class FaceRestorationDataset(Dataset):
     OPTIONS = FaceDatasetOptions
 
     def __init__(self, opt: Mapping):
-        options = FaceDatasetOptions.read(opt, "dataset")
+        options = FaceDatasetOptions.read({key: opt[key] for key in opt if key not in BASICSR_LOADER_KEYS}, "dataset")
         training = options.phase == "train"
         self.size = options.size
         self.seed = options.seed

@@ -18,9 +18,19 @@ from sgpn_arch.files import package_folder
 REGISTRY_MODULE = "basicsr.utils.registry"
 
 
+# BasicSR's metrics are functions, and do not say which way is better, or what pictures they can judge.
+BASICSR_METRICS = {
+    "calculate_psnr": {"higher_is_better": True, "unit": "dB"},
+    "calculate_ssim": {"higher_is_better": True, "min_size": 11},
+    "calculate_niqe": {"higher_is_better": False, "min_size": 192},
+}
+
+
 def load_basicsr() -> None:
     """Imports all of BasicSR, so that what it registers can be named; free where that has been done."""
     importlib.import_module("basicsr")
+    for name, facts in BASICSR_METRICS.items():
+        vars(METRIC_REGISTRY.get(name)).update(facts)
 
 
 def _load_registry_module() -> types.ModuleType:

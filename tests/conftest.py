@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+import oracles.tiny_backbone  # noqa: F401  (registers it)
+
 GRID = 24
 
 

@@ -12,6 +12,7 @@ from sgpn_arch.ranges import Count, Device, FilePath, Fraction, Told, Weights, W
 from sgpn_arch.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY
 from sgpn_arch.schema import Options
 from sgpn_data.face_dataset import LoaderOptions
+from sgpn_model.config.registries import is_metric
 
 # Rows that every table of `sgpn test` has.
 INPUT, TRUTH = "degraded input", "ground truth"
@@ -75,8 +76,7 @@ def _known_backend(name: bool | str) -> bool | str:
 
 
 def _known_metric(name: str) -> str:
-    # BasicSR's metrics are functions with a signature of their own.
-    known = [key for key, metric in METRIC_REGISTRY if isinstance(metric, type)]
+    known = [key for key, metric in METRIC_REGISTRY if is_metric(metric)]
     if name not in known:
         raise OptionError(Problem("", f"unknown name '{name}'{nearest(name, known)}"))
     return name
@@ -99,6 +99,10 @@ class PathOptions(Options):
     """Checkpoint whose discriminator training goes on from."""
     pretrain_network_shape: Weights | None = None
     """Checkpoint whose regressor training goes on from."""
+    pretrain_frozen_shape: Weights | None = None
+    """Checkpoint whose regressor judges in L_3dlm and L_mesh, and is not trained. By default the one that the regressor of
+    ``pretrain_network_shape`` was adapted from, which ShapeAdaptModel's checkpoints hold beside it; where there is none,
+    that regressor itself, as it begins."""
     pretrain_backbone: Weights | None = None
     """Weights of torchvision's for the regressor's backbone (.pth)."""
     pretrain_prior: Weights | None = None
@@ -118,6 +122,8 @@ class ValOptions(Options):
     """Faces on the sheet of pictures."""
     best: Annotated[str, AfterValidator(_checked_rule)] | None = None
     """Value of the validation by which the best model is kept: ``min:NAME``, ``max:NAME``, or a metric's name."""
+    metrics: list[Metric] = ["psnr", "perceptual_mnv2"]
+    """What the joint stage measures of its input and its output, beside the landmark error: metrics with a value per face."""
 
 
 class WandbOptions(Options):
@@ -203,6 +209,18 @@ class TrainingFile(Options):
     def _best_of_what(self) -> "TrainingFile":
         if self.val.best and self.datasets.val is None:
             raise OptionError("val.best: there is no datasets.val to find the best with")
+        return self
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> "TrainingFile":
+        """What gives the generator its weights; a second one would undo the first."""
+        given = {
+            f"path.{key}": getattr(self.path, key) for key in ("pretrain_network_g", "pretrain_prior", "grow_from")
+        }
+        given["train.start_from_input"] = getattr(self.train, "start_from_input", False)
+        first, *others = [key for key, value in given.items() if value] or [""]
+        if others:
+            raise OptionError(f"{others[0]}: would overwrite {first}; give one of the two")
         return self
 
     @property

@@ -13,17 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from sgpn_arch.by_name import build
 from sgpn_arch.errors import OptionError
 from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_arch.fusion_arch import mask_pictures
-from sgpn_arch.registry import METRIC_REGISTRY
 from sgpn_data.photos import READ_SUFFIXES, ImageError, read_photo, write_picture
 from sgpn_data.tensors import to_images, to_tensor
 from sgpn_model.config.checking import checked_options
 from sgpn_model.config.device import choose_device
+from sgpn_model.config.registries import build_metric
 from sgpn_model.config.sections import RestorerOptions, TestingFile
-from sgpn_model.evaluate.metrics import MetricUnavailable, landmark_error, psnr, rendering_error
+from sgpn_model.evaluate.metrics import MetricUnavailable, psnr, rendering_error
 from sgpn_model.evaluate.report import (
     INPUT,
     LANDMARK_ERROR,
@@ -39,6 +38,7 @@ from sgpn_model.evaluate.report import (
 )
 from sgpn_model.restore.fidelity import taken_back
 from sgpn_model.train.batches import build_dataset, evaluation_batches
+from sgpn_model.train.losses import landmark_error
 from sgpn_model.weights.pretrained import find_weights, load_networks
 
 LOGGER = logging.getLogger("sgpn")
@@ -154,7 +154,7 @@ def _build_metrics(names: Iterable[str], device: torch.device, scores: Scores) -
     metrics = {}
     for name in names:
         try:
-            metric = build({"type": name}, METRIC_REGISTRY, "metrics")
+            metric = build_metric(name)
         except MetricUnavailable as error:
             scores.leave_out(str(error))
             continue

@@ -24,8 +24,6 @@ from sgpn_data.tensors import to_images, to_tensor
 from sgpn_model.train.perceptual import TAPS, MobileNetFeatures
 from sgpn_model.weights.catalogue import CatalogueError, find_entry, find_file, problem_of
 
-# On iBUG-68 points: the outer corners of the two eyes, whose distance is the inter-ocular distance.
-OUTER_EYE_CORNERS = (36, 45)
 # NIQE looks at blocks of this many pixels, and needs their covariance: four blocks at least.
 NIQE_BLOCK = 96
 # ArcFace's pictures are 112 pixels wide. Its five points lie within GPEN's template, which is 28 px wider on each side.
@@ -495,13 +493,6 @@ class identity_dlib(_Dlib):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Shapes
-
-
-def landmark_error(points: Tensor, truth: Tensor) -> Tensor:
-    """Mean distance of 68 points (N, 68, 2) from the truth, in % of the distance of the outer eye corners: (N,)."""
-    distance = (points - truth).norm(dim=2).mean(1)
-    left, right = OUTER_EYE_CORNERS
-    return 100 * distance / (truth[:, left] - truth[:, right]).norm(dim=1)
 
 
 def rendering_error(render: Tensor, mask: Tensor, truth: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """SGPNModel, the joint stage: generator, discriminator and regressor trained together on degraded faces."""
 
 import copy
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -15,12 +16,19 @@ from sgpn_arch.fusion_arch import mask_pictures
 from sgpn_arch.ranges import Amount, Count, Told, Whole
 from sgpn_arch.registry import LOSS_REGISTRY, MODEL_REGISTRY
 from sgpn_arch.schema import Options
+from sgpn_model.config.registries import build_metric
 from sgpn_model.config.sections import Loss
-from sgpn_model.evaluate.metrics import landmark_error, perceptual_mnv2, psnr
 from sgpn_model.train.initialise import grow, initialise_from_prior, start_from_input
-from sgpn_model.train.losses import landmark_loss_3d, mesh_loss, nonsaturating_loss, r1_penalty
+from sgpn_model.train.losses import (
+    landmark_error,
+    landmark_loss_3d,
+    mesh_loss,
+    nonsaturating_loss,
+    pose_loss,
+    r1_penalty,
+)
 from sgpn_model.train.optimizers import Optimizer
-from sgpn_model.train.training_model import TrainingModel, TrainOptions
+from sgpn_model.train.training_model import LOGGER, PRETRAINED, TrainingModel, TrainOptions
 
 
 class GanOptions(Options):
@@ -55,8 +63,11 @@ class JointOptions(TrainOptions):
     """Steps between evaluations of L_3dlm, which then counts as many times, as lazy R1 does."""
     mesh_weight: Amount = 100.0
     """Of L_mesh; the regressor on the degraded photo against the frozen one on the good photo."""
+    pose_weight: Amount = 100.0
+    """Of the mean absolute difference of these two in angles, lighting and translation (a choice of ours): L_mesh looks at the
+    shape before the head's pose, and the place of the rendering depends on it."""
     train_shape: bool = True
-    """Whether the regressor learns; otherwise it stays frozen and L_mesh is left out."""
+    """Whether the regressor learns; otherwise it stays frozen, and L_mesh and the pose's loss are left out."""
     start_from_input: bool = False
     """The fresh generator's output is its input; see initialise.py."""
     optim_g: Optimizer
@@ -96,17 +107,18 @@ class SGPNModel(TrainingModel):
         self.networks["network_shape"] = shape
         self.networks["network_g"] = self.network("network_g", path.pretrain_network_g)
         if path.pretrain_prior:
-            if path.pretrain_network_g:
-                raise OptionError("path.pretrain_prior: would overwrite path.pretrain_network_g; give one of the two")
             initialise_from_prior(self.networks["network_g"], path.pretrain_prior)
         if train.start_from_input:
-            start_from_input(self.networks["network_g"])
+            try:
+                start_from_input(self.networks["network_g"])
+            except ValueError as error:
+                raise OptionError(f"train.start_from_input: {error}") from error
         if path.grow_from:
             grow(self.networks["network_g"], path.grow_from)
         self.size = self.networks["network_g"].size
         self.prior = self.shape_prior(shape)
         self._check_coefficients()
-        self.frozen_prior = self.shape_prior(copy.deepcopy(shape).eval().requires_grad_(False))
+        self.frozen_prior = self.with_regressor(self._frozen_regressor(shape))
         shape.requires_grad_(train.train_shape)
         # Batches of a generator are too small for batch statistics, so the regressor keeps its own.
         shape.eval()
@@ -123,7 +135,29 @@ class SGPNModel(TrainingModel):
             self.networks["network_d"] = self.network("network_d", path.pretrain_network_d)
             self.optimizer("optim_d", self.networks["network_d"].parameters(), train.optim_d)
             self.networks["network_d"].requires_grad_(False)  # but in its own step
-        self.metrics = {"psnr": psnr(), "perceptual_mnv2": perceptual_mnv2().to(self.device)}
+        self.metrics = {name: self._metric(name) for name in self.file.val.metrics}
+
+    def _frozen_regressor(self, shape: nn.Module) -> nn.Module:
+        """The regressor of L_3dlm and L_mesh: the paper's is the one from before stage 1, which adapted it to degraded faces."""
+        frozen, path = copy.deepcopy(shape), self.file.path
+        given = path.pretrain_network_shape
+        if path.pretrain_frozen_shape:
+            self.load(frozen, path.pretrain_frozen_shape, "network_shape")
+        elif given and f"network_shape{PRETRAINED}" in self.checkpoint(given).weights:
+            self.load(frozen, given, f"network_shape{PRETRAINED}")
+        elif given:
+            LOGGER.info(
+                "%s holds no regressor from before it was adapted to degraded faces: L_3dlm and L_mesh are judged by "
+                "network_shape as it begins (path.pretrain_frozen_shape names another)",
+                given,
+            )
+        return frozen
+
+    def _metric(self, name: str) -> Callable:
+        metric = build_metric(name)
+        if hasattr(metric, "distance") or getattr(metric, "inputs", ()):
+            raise OptionError(f"val.metrics: {name} has no value for two pictures alone, which validation compares")
+        return metric.to(self.device) if isinstance(metric, nn.Module) else metric
 
     def _check_coefficients(self) -> None:
         wanted, given = getattr(self.networks["network_g"], "coeff_dim", None), self.prior.coeff_dim
@@ -196,11 +230,6 @@ class SGPNModel(TrainingModel):
             coeffs = self.prior.coefficients(self.photo, transform)
         return self.prior.draw(coeffs.float(), self.prior.transform(self.batch["points5"], self.size), self.size)
 
-    def _shape_mesh(self, prior: ShapePrior, images: Tensor, transform: Tensor) -> Mesh:
-        with self.autocast():
-            coeffs = prior.coefficients(images, transform)
-        return prior.mesh(coeffs.float())
-
     def _restore(self, network: nn.Module, shape: ShapeResult, **options) -> Tensor:
         with self.autocast():
             restored = network(self.batch["lq"], shape.render, shape.coeffs, **options)
@@ -215,19 +244,21 @@ class SGPNModel(TrainingModel):
         every = train.landmark_every
         counts = step >= train.landmark_start_iter and step % every == 0
         landmark_weight = train.landmark_weight if counts else 0.0
-        mesh_weight = train.mesh_weight if train.train_shape else 0.0
-        if not (landmark_weight or mesh_weight):
+        mesh_weight, pose_weight = (train.mesh_weight, train.pose_weight) if train.train_shape else (0.0, 0.0)
+        if not (landmark_weight or mesh_weight or pose_weight):
             return {}
         with torch.no_grad():
-            wanted = self._shape_mesh(self.frozen_prior, self.batch["hq"], shape.transform)
+            coeffs, wanted = self.see(self.frozen_prior, self.batch["hq"], shape.transform)
         losses = {}
         if landmark_weight:
-            found = self._shape_mesh(self.frozen_prior, output, shape.transform)
+            _, found = self.see(self.frozen_prior, output, shape.transform)
             points = self.prior.model.landmarks
             distance = landmark_loss_3d(*(self._framed(mesh)[:, points] for mesh in (found, wanted)))
             losses["landmark3d"] = landmark_weight * every * distance
         if mesh_weight:
             losses["mesh"] = mesh_weight * mesh_loss(shape.mesh, wanted)
+        if pose_weight:
+            losses["pose"] = pose_weight * pose_loss(shape.coeffs, coeffs)
         return losses
 
     def _framed(self, mesh: Mesh) -> Tensor:
@@ -261,7 +292,9 @@ class SGPNModel(TrainingModel):
         output = output.float().clamp(-1, 1)
         truth, values = self.batch["hq"], {}
         for name, image in (("input", self.batch["lq"]), ("output", output)):
-            values.update({f"{metric}_{name}": function(image, truth) for metric, function in self.metrics.items()})
+            for metric, function in self.metrics.items():
+                reference = (truth,) if getattr(function, "needs_reference", True) else ()
+                values[f"{metric}_{name}"] = function(image, *reference)
             landmarks = self._shape(self.frozen_prior, image).landmarks
             values[f"landmark_error_{name}"] = landmark_error(landmarks, self.batch["landmarks68"]).tolist()
         columns = [self.batch["lq"], shape.render, *_mask_column(masks), output, truth]

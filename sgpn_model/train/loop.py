@@ -198,6 +198,8 @@ class Loop:
         images = steps * self.accumulate * self.file.datasets.train.batch_size_per_gpu
         values["images_per_s"] = images * distributed.world_size() / max(now - self.timed_from, 1e-9)
         values["data_wait"] = self.waited / steps
+        for name, optimizer in self.model.optimizers.items():
+            values[name.replace("optim_", "lr_")] = optimizer.param_groups[0]["lr"]
         self.waited, self.timed_from, self.timed_step = 0.0, now, self.step
         if self.log:
             self.log.scalars(self.step, self.total, values)

@@ -11,6 +11,10 @@ from sgpn_model.train.perceptual import MobileNetFeatures
 
 # L1Loss, which L_rec uses, is BasicSR's.
 
+POSE_AND_LIGHT = 3 + 27 + 3  # coefficients of angles, lighting and translation
+# On iBUG-68 points: the outer corners of the two eyes, whose distance is the inter-ocular distance.
+OUTER_EYE_CORNERS = (36, 45)
+
 
 @LOSS_REGISTRY.register()
 class MobileNetPerceptualLoss(nn.Module):
@@ -70,6 +74,14 @@ def mesh_loss(mesh: Mesh, target: Mesh) -> Tensor:
     return geometry + colour
 
 
+def pose_loss(coeffs: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference of angles (radians), lighting and translation (decimetres), which coefficients (N, D) end with.
+
+    L_mesh looks at the shape before the head's pose, so nothing else holds the pose in its place (a choice of ours).
+    """
+    return (coeffs - target)[:, -POSE_AND_LIGHT:].abs().mean()
+
+
 def landmark_loss_3d(landmarks: Tensor, target: Tensor) -> Tensor:
     """L_3dlm: mean squared distance of the 68 3D landmarks (N, 68, 3), in square decimetres.
 
@@ -86,6 +98,13 @@ def landmark_loss_2d(points: Tensor, target: Tensor, weights: Tensor) -> Tensor:
         return points.sum() * 0
     distance = (points[known] - target[known]).norm(dim=2)
     return (distance * weights).sum() / (weights.sum() * len(distance))
+
+
+def landmark_error(points: Tensor, truth: Tensor) -> Tensor:
+    """Mean distance of 68 points (N, 68, 2) from the truth, in % of the distance of the outer eye corners: (N,)."""
+    distance = (points - truth).norm(dim=2).mean(1)
+    left, right = OUTER_EYE_CORNERS
+    return 100 * distance / (truth[:, left] - truth[:, right]).norm(dim=1)
 
 
 def photometric_loss(render: Tensor, image: Tensor, mask: Tensor) -> Tensor:

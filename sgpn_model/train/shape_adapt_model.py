@@ -6,13 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from sgpn_arch.errors import OptionError
-from sgpn_arch.face3d.shape_prior import Mesh, ShapePrior
 from sgpn_arch.ranges import Amount, Fraction
 from sgpn_arch.registry import MODEL_REGISTRY
-from sgpn_model.evaluate.metrics import landmark_error
-from sgpn_model.train.losses import mesh_loss
+from sgpn_model.train.losses import landmark_error, mesh_loss, pose_loss
 from sgpn_model.train.optimizers import Optimizer
-from sgpn_model.train.training_model import TrainingModel, TrainOptions
+from sgpn_model.train.training_model import PRETRAINED, TrainingModel, TrainOptions
 
 MILLIMETRES = 100.0  # in a decimetre
 
@@ -56,12 +54,13 @@ class ShapeAdaptModel(TrainingModel):
         self.networks["network_shape"] = network
         self.prior = self.shape_prior(network)
         self.average("network_shape")
-        self.average_prior = self._with(self.ema["network_shape"])
-        self.frozen_prior = self._with(copy.deepcopy(network).requires_grad_(False))
+        self.average_prior = self.with_regressor(self.ema["network_shape"])
+        self.frozen_prior = self.with_regressor(copy.deepcopy(network))
         self.optimizer("optim_shape", network.parameters(), self.train_opt.optim_shape)
 
-    def _with(self, regressor: nn.Module) -> ShapePrior:
-        return ShapePrior(regressor, self.prior.model, protocol=self.prior.protocol)
+    def release(self) -> dict[str, nn.Module]:
+        """The adapted regressor (averaged), and the one that it was adapted from, which judges in the joint stage."""
+        return {**super().release(), f"network_shape{PRETRAINED}": self.frozen_prior.regressor}
 
     def optimize_parameters(self, step: int) -> None:
         """One step on the photos of the batch."""
@@ -70,22 +69,15 @@ class ShapeAdaptModel(TrainingModel):
         transform = self.prior.transform(points5 + jitter * torch.randn_like(points5), hq.shape[-1])
         degraded = torch.rand(len(hq), 1, 1, 1, device=self.device) < self.train_opt.degraded_fraction
         with torch.no_grad():
-            wanted, wanted_mesh = self._look(self.frozen_prior, hq, transform)
-        found, found_mesh = self._look(self.prior, torch.where(degraded, lq, hq), transform)
-        start = sum(self.prior.model.dims)
+            wanted, wanted_mesh = self.see(self.frozen_prior, hq, transform)
+        found, found_mesh = self.see(self.prior, torch.where(degraded, lq, hq), transform)
         parts = {
             "mesh": self.train_opt.mesh_weight * mesh_loss(found_mesh, wanted_mesh),
-            "pose": self.train_opt.pose_weight * (found - wanted)[:, start:].abs().mean(),
+            "pose": self.train_opt.pose_weight * pose_loss(found, wanted),
         }
         self.log = {f"l_{name}": value.item() for name, value in parts.items()}
         self.step_optimizer("optim_shape", sum(parts.values()))
         self.update_average(step)
-
-    def _look(self, prior: ShapePrior, images: Tensor, transform: Tensor) -> tuple[Tensor, Mesh]:
-        with self.autocast():
-            coeffs = prior.coefficients(images, transform)
-        coeffs = coeffs.float()
-        return coeffs, prior.mesh(coeffs)
 
     @torch.no_grad()
     def validate_batch(self) -> tuple[dict[str, list[float]], Tensor]:

@@ -10,8 +10,14 @@ from sgpn_arch.face3d.crop224 import warp_affine
 from sgpn_arch.ranges import Amount, Fraction, Whole
 from sgpn_arch.registry import MODEL_REGISTRY
 from sgpn_arch.schema import Options
-from sgpn_model.evaluate.metrics import landmark_error
-from sgpn_model.train.losses import coefficient_prior, landmark_loss_2d, mesh_loss, photometric_loss
+from sgpn_model.train.losses import (
+    coefficient_prior,
+    landmark_error,
+    landmark_loss_2d,
+    mesh_loss,
+    photometric_loss,
+    pose_loss,
+)
 from sgpn_model.train.optimizers import Optimizer
 from sgpn_model.train.training_model import TrainingModel, TrainOptions
 from sgpn_model.weights.checkpoint import read_pickle
@@ -153,12 +159,7 @@ class ShapeModel(TrainingModel):
             coeffs = self.networks["network_shape"](image)
         coeffs = coeffs.float()
         mesh = self.prior.mesh(coeffs)
-        start = sum(self.prior.model.dims)
-        parts = {
-            "mesh": mesh_loss(mesh, target),
-            "pose": (coeffs[:, start:] - target_coeffs[:, start:]).abs().mean(),
-        }
-        return self._total(parts)
+        return self._total({"mesh": mesh_loss(mesh, target), "pose": pose_loss(coeffs, target_coeffs)})
 
     def sample_coefficients(self, count: int) -> Tensor:
         """Random plausible coefficients (count, D); the deviations are choices of ours."""

@@ -17,17 +17,18 @@ from torch import Tensor, nn
 from sgpn_arch import build_network, complete_options
 from sgpn_arch.errors import OptionError
 from sgpn_arch.face3d.morphable_model import MorphableModel
-from sgpn_arch.face3d.shape_prior import ShapePrior
-from sgpn_arch.files import write_atomically
+from sgpn_arch.face3d.shape_prior import Mesh, ShapePrior
 from sgpn_arch.ranges import Amount, Count, Fraction, Whole
 from sgpn_arch.schema import Options
 from sgpn_model.config.checking import training_file
 from sgpn_model.train import distributed
 from sgpn_model.train.optimizers import OptimizerOptions, build_optimizer
-from sgpn_model.weights.checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint
+from sgpn_model.weights.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_weights, save_checkpoint
 from sgpn_model.weights.pretrained import find_weights
 
 LOGGER = logging.getLogger("sgpn")
+# What a checkpoint calls the network that one of its networks was adapted from: network_shape_pretrained.
+PRETRAINED = "_pretrained"
 
 
 class TrainOptions(Options):
@@ -119,7 +120,9 @@ class TrainingModel:
         self._failure: str | None = None
         self._written: dict[nn.Module, Any] = {}  # the forward pass of what is compiled, as it was
         self._blamed: tuple[dict, set[str]] = (self.log, set())
+        self._checkpoints: dict[str, Checkpoint] = {}  # those that were read while the stage is built
         self.build()
+        self._checkpoints.clear()
         distributed.share_weights([*self.networks.values(), *self.ema.values()])
         self._compile()
 
@@ -182,11 +185,21 @@ class TrainingModel:
         except ValueError as error:
             raise OptionError(f"{name}: {error}") from error
         if pretrained:
-            checkpoint = load_checkpoint(find_weights(pretrained))
-            if name not in checkpoint.weights:
-                raise CheckpointError(f"{pretrained}: holds no '{name}' (it has {', '.join(checkpoint.weights)})")
-            load_weights(network, checkpoint.weights[name], f"{pretrained}: {name}")
+            self.load(network, pretrained, name)
         return network.to(self.device, memory_format=self.memory_format)
+
+    def checkpoint(self, path: str) -> Checkpoint:
+        """A checkpoint, read once while the stage is built."""
+        if path not in self._checkpoints:
+            self._checkpoints[path] = load_checkpoint(find_weights(path))
+        return self._checkpoints[path]
+
+    def load(self, network: nn.Module, path: str, name: str) -> None:
+        """Gives a network the weights that a checkpoint has under ``name``."""
+        weights = self.checkpoint(path).weights
+        if name not in weights:
+            raise CheckpointError(f"{path}: holds no '{name}' (it has {', '.join(weights)})")
+        load_weights(network, weights[name], f"{path}: {name}")
 
     def shape_prior(self, regressor: nn.Module) -> ShapePrior:
         """The shape prior of a regressor and its morphable model.
@@ -195,9 +208,14 @@ class TrainingModel:
         regressor from nothing the one that ships.
         """
         path = self.file.path
+        before = path.pretrain_network_shape and self.checkpoint(path.pretrain_network_shape)
         try:
-            given = path.morphable_model
-            model = MorphableModel.read(given) if given else _model_of(path.pretrain_network_shape)
+            if path.morphable_model:
+                model = MorphableModel.read(path.morphable_model)
+            elif before and before.names_morphable_model:
+                model = before.morphable_model()
+            else:
+                model = MorphableModel.open()
         except CheckpointError:
             raise
         except (OSError, ValueError) as error:
@@ -206,6 +224,17 @@ class TrainingModel:
             return ShapePrior(regressor, model, protocol=self.file.protocol).to(self.device)
         except ValueError as error:
             raise OptionError(f"network_shape: {error}") from error
+
+    def see(self, prior: ShapePrior, images: Tensor, transform: Tensor) -> tuple[Tensor, Mesh]:
+        """What a shape prior sees in images (N, 3, S, S) cut out by ``transform``: coefficients (N, D), float32, and the mesh."""
+        with self.autocast():
+            coeffs = prior.coefficients(images, transform)
+        coeffs = coeffs.float()
+        return coeffs, prior.mesh(coeffs)
+
+    def with_regressor(self, regressor: nn.Module) -> ShapePrior:
+        """The stage's shape prior with another regressor, evaluated and not trained; both have one morphable model."""
+        return ShapePrior(regressor.eval().requires_grad_(False), self.prior.model, protocol=self.prior.protocol)
 
     def optimizer(self, name: str, parameters: Iterable[nn.Parameter], opt: OptimizerOptions | None) -> None:
         """Adds an optimiser under the name, which is that of its section in ``train``."""
@@ -371,7 +400,7 @@ class TrainingModel:
         """Writes the self-describing checkpoint that restoring and later stages read; ``about`` goes into its metadata."""
         released = self.release()
         metadata = {
-            "archs": {name: complete_options(self.opt[name]) for name in released},
+            "archs": {name: complete_options(self.opt[name.removesuffix(PRETRAINED)]) for name in released},
             "name": self.opt["name"],
             "step": step,
             "version": _version(),
@@ -404,13 +433,8 @@ class TrainingModel:
                     raise FloatingPointError(f"{name} ({group}): '{broken[0]}' holds NaN or infinity")
         return state
 
-    def save_training_state(self, path: str | Path, step: int) -> None:
-        """Writes :meth:`training_state`, atomically. Every process must call it; the first writes."""
-        state = self.training_state(step)
-        distributed.once(lambda: write_atomically(path, lambda temporary: torch.save(state, temporary)))
-
     def load_training_state(self, path: str | Path) -> int:
-        """Reads what save_training_state wrote and returns its step.
+        """Reads a :meth:`training_state` that ``torch.save`` wrote, and returns its step.
 
         Raises:
             CheckpointError: the file is damaged or belongs to other options.
@@ -437,12 +461,6 @@ class TrainingModel:
         if rank < len(processes):
             self.process_state = dict(processes[rank]["own"])
             _set_random_state(processes[rank]["random"], self.device)
-
-
-def _model_of(checkpoint_path: str | None) -> MorphableModel:
-    """The morphable model that a checkpoint's regressor was trained with; the one that ships where none is named."""
-    checkpoint = checkpoint_path and load_checkpoint(find_weights(checkpoint_path))
-    return checkpoint.morphable_model() if checkpoint and checkpoint.names_morphable_model else MorphableModel.open()
 
 
 def mean_log(logs: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Every option file that ships: it loads, what it names exists, its networks can be built and fit; and what a check refuses."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,22 @@ def test_what_a_stage_starts_from_is_what_the_stage_before_writes():
     wanted = {key: joint["network_g"][key] for key in ("size", "width", "max_channels", "style_dim")}
     assert {key: prior["network_g"][key] for key in wanted} == wanted
     assert joint["network_shape"] == shape["network_shape"] and joint["protocol"] == shape["protocol"]
+
+
+def test_stages_that_are_chained_see_faces_of_one_size_and_alignment():
+    """A file names the experiment that it starts from; the two train on the same faces."""
+    files = [checked_options(path, files=False)[0] for path in SHIPPED]
+    written = {options["name"]: options for options in files if "model_type" in options}
+    pairs = 0
+    for options in written.values():
+        for value in options.get("path", {}).values():
+            before = re.fullmatch(r"experiments/(.+)/models/.*", str(value))
+            if before and before[1] in written:
+                pairs += 1
+                ours, theirs = (each["datasets"]["train"] for each in (options, written[before[1]]))
+                assert ours.get("template", "ffhq") == theirs.get("template", "ffhq"), (options["name"], before[1])
+                assert ours.get("dataroot") == theirs.get("dataroot"), (options["name"], before[1])
+    assert pairs >= 4
 
 
 def test_there_are_files_of_every_kind():

@@ -31,13 +31,13 @@ from sgpn_model.evaluate.metrics import (
     arcface_crops,
     frechet_distance,
     frechet_mnv2,
-    landmark_error,
     niqe,
     perceptual_mnv2,
     psnr,
     rendering_error,
     ssim,
 )
+from sgpn_model.train.losses import landmark_error
 from sgpn_model.weights import catalogue
 
 import basicsr  # isort: skip  (the registry makes it importable)

@@ -352,7 +352,8 @@ def generator_objective(model, batch, weights):
     shape = model.prior(batch["lq"], batch["points5"])
     output = model.networks["network_g"](batch["lq"], shape.render, shape.coeffs)
     frozen = model.frozen_prior
-    wanted, found = (frozen.mesh(frozen.coefficients(x, shape.transform)) for x in (batch["hq"], output))
+    seen = [frozen.coefficients(x, shape.transform) for x in (batch["hq"], output)]
+    wanted, found = (frozen.mesh(coeffs) for coeffs in seen)
     indices = model.prior.model.landmarks
     posed = model.train_opt.landmark_frame == "posed"
 
@@ -367,6 +368,7 @@ def generator_objective(model, batch, weights):
             torch.sqrt(((have - want.detach()) ** 2).sum(-1)).mean()
             for have, want in ((shape.mesh.shape, wanted.shape), (shape.mesh.colors, wanted.colors))
         ),
+        "pose": sum((shape.coeffs[:, -33:] - seen[0].detach()[:, -33:]).abs().flatten()) / (33 * len(shape.coeffs)),
     }
     assert all(part.item() > 1e-5 for part in parts.values()), "each must be seen"
     return sum(weights[name] * part for name, part in parts.items()), output.detach()
@@ -383,7 +385,8 @@ def discriminator_objective(discriminator, real, fake, r1_scale):
     return loss + r1_scale * penalty
 
 
-PAPER = {"pixel": 1, "adv": 1, "landmark3d": 100, "mesh": 100}
+# The pose is ours, the others the paper's.
+PAPER = {"pixel": 1, "adv": 1, "landmark3d": 100, "mesh": 100, "pose": 100}
 JOINT = [
     ({}, 0, PAPER, 10 / 2 * 16),  # R1: gamma / 2, made up for 15 steps without it
     ({}, 5, PAPER, 0),
@@ -395,9 +398,10 @@ JOINT = [
             "landmark_frame": "posed",
             "landmark_every": 2,
             "mesh_weight": 5,
+            "pose_weight": 3,
         },
         6,
-        {"pixel": 2, "adv": 0.3, "landmark3d": 7 * 2, "mesh": 5},
+        {"pixel": 2, "adv": 0.3, "landmark3d": 7 * 2, "mesh": 5, "pose": 3},
         4 / 2 * 3,
     ),
     ({"landmark_start_iter": 9}, 8, {**PAPER, "landmark3d": 0}, 0),
@@ -428,6 +432,23 @@ def test_the_joint_stage_minimises_the_papers_loss(batch, monkeypatch, train, st
         gradient = torch.zeros_like(parameter) if gradient is None else gradient
         have = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         torch.testing.assert_close(have, gradient, rtol=2e-3, atol=1e-5 * (1 + gradient.abs().max().item()))
+
+
+@pytest.mark.parametrize("pose_weight", [0.0, 100.0])
+def test_only_the_poses_loss_holds_the_translation(batch, pose_weight):
+    """L_mesh looks at the shape before the pose: where it alone is asked, the head may go anywhere."""
+    model = joint_stage(pose_weight=pose_weight)
+    model.feed_data(batch)
+    shape = model._input_shape()
+    losses = model._shape_losses(batch["hq"], shape, step=1)
+    assert ("pose" in losses) == bool(pose_weight)
+    (gradient,) = torch.autograd.grad(sum(losses.values()), shape.coeffs)
+    translation, angles = gradient[:, -3:], gradient[:, -33:-30]
+    if pose_weight:  # of a mean absolute difference of 33 numbers
+        assert torch.allclose(translation.abs(), torch.full_like(translation, pose_weight / 33 / len(translation)))
+    else:
+        assert (translation == 0).all()
+    assert (angles != 0).any()
 
 
 def test_two_steps_are_adams_with_the_options_rates_and_betas(batch):

@@ -1,5 +1,6 @@
 """The paper's first stage: what is compared with what, what learns and what stays, and a run from its option file."""
 
+import itertools
 import json
 
 import cv2
@@ -12,13 +13,15 @@ from sgpn_arch.errors import OptionError
 from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_model.config.registries import fill_registries
 from sgpn_model.train import loop as train
+from sgpn_model.train import training_model
 from sgpn_model.train.batches import build_dataset
+from sgpn_model.train.joint_model import SGPNModel
 from sgpn_model.train.shape_adapt_model import ShapeAdaptModel
 from sgpn_model.weights.checkpoint import load_checkpoint, save_checkpoint
 
 SIZE = 64
 DIMS = MorphableModel.open().dims
-NETWORK = {"type": "D3DFR", **dict(zip(("id_dim", "exp_dim", "tex_dim"), DIMS, strict=True)), "backbone": "resnet18"}
+NETWORK = {"type": "D3DFR", **dict(zip(("id_dim", "exp_dim", "tex_dim"), DIMS, strict=True)), "backbone": "tiny"}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,7 @@ def options(tmp_path_factory, astronaut):
     torch.manual_seed(0)
     network = build_network(NETWORK)
     for head in network.final_layers:
-        torch.nn.init.normal_(head.weight, std=0.01)
+        torch.nn.init.normal_(head.weight, std=0.2)
     weights = folder / "regressor.safetensors"
     save_checkpoint(weights, {"network_shape": network.state_dict()}, {"archs": {"network_shape": NETWORK}})
     data = {
@@ -100,7 +103,7 @@ def test_on_good_faces_there_is_nothing_to_learn(options):
 
 def test_it_learns_while_the_frozen_self_and_the_batch_statistics_stay(options):
     # A network of random weights bears small steps only.
-    model = model_with(options, point_jitter=0.0, optim_shape={"type": "Adam", "lr": 2.0e-6})
+    model = model_with(options, point_jitter=0.0, optim_shape={"type": "Adam", "lr": 1.0e-4})
     frozen = {key: value.clone() for key, value in model.frozen_prior.regressor.state_dict().items()}
     losses = []
     for step in range(8):
@@ -111,7 +114,7 @@ def test_it_learns_while_the_frozen_self_and_the_batch_statistics_stay(options):
     assert all(torch.equal(value, after[key]) for key, value in frozen.items())
     own = model.networks["network_shape"].state_dict()
     assert all(torch.equal(own[key], frozen[key]) for key in own if "running_" in key)
-    assert not torch.equal(own["backbone.conv1.weight"], frozen["backbone.conv1.weight"])
+    assert not torch.equal(own["backbone.layers.1.weight"], frozen["backbone.layers.1.weight"])
 
 
 def test_a_run_writes_what_the_joint_stage_starts_from(options, tmp_path):
@@ -119,7 +122,7 @@ def test_a_run_writes_what_the_joint_stage_starts_from(options, tmp_path):
     path.write_text(yaml.safe_dump(options))
     folder = train.run(str(path))
     checkpoint = load_checkpoint(folder / "models" / "adapt_2.safetensors")
-    assert list(checkpoint.weights) == ["network_shape"]
+    assert list(checkpoint.weights) == ["network_shape", "network_shape_pretrained"]
     lines = [json.loads(line) for line in (folder / "log" / "train.jsonl").read_text().splitlines()]
     scores = next(line for line in lines if line["phase"] == "val")
     assert scores["shape_error_frozen"] > 0 and scores["shape_error_adapted"] > 0
@@ -128,3 +131,88 @@ def test_a_run_writes_what_the_joint_stage_starts_from(options, tmp_path):
 def test_without_a_regressor_to_adapt_it_says_where_one_comes_from(options):
     with pytest.raises(OptionError, match="path.pretrain_network_shape: this option is missing.*shape_open.yml"):
         ShapeAdaptModel({**options, "path": {}}, torch.device("cpu"))
+
+
+def joint_with(options, **path) -> SGPNModel:
+    """The joint stage that goes on with a regressor; its networks are as small as they can be."""
+    coefficients = sum(DIMS) + 33
+    generator = {"type": "SGPN", "size": SIZE, "width": 0.02, "max_channels": 8, "style_dim": 16, "latent_dim": 8}
+    adam = {"type": "Adam", "lr": 1.0e-4}
+    train = {
+        "total_iter": 1,
+        "losses": {"pixel": {"type": "L1Loss"}},
+        "gan": None,
+        "optim_g": adam,
+        "optim_shape": adam,
+    }
+    changes = {"model_type": "SGPNModel", "network_g": {**generator, "coeff_dim": coefficients}, "train": train}
+    torch.manual_seed(0)
+    return SGPNModel({**options, **changes, "path": {**options["path"], **path}}, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def adapted(options, tmp_path_factory) -> str:
+    """A checkpoint of the stage whose regressor has moved."""
+    model = model_with(options)
+    for network in (model.networks["network_shape"], model.ema["network_shape"]):
+        torch.nn.init.normal_(network.final_layers[0].weight, std=0.5, generator=torch.Generator().manual_seed(2))
+    path = tmp_path_factory.mktemp("adapted") / "adapted.safetensors"
+    model.save(path, 1)
+    return str(path)
+
+
+def same(network, other) -> bool:
+    state = network.state_dict()
+    return state.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in state.items())
+
+
+def test_the_joint_stages_judge_is_the_regressor_from_before_stage_1(options, adapted, caplog):
+    before = load_checkpoint(options["path"]["pretrain_network_shape"]).weights["network_shape"]
+    after = load_checkpoint(adapted).weights
+    assert set(after) == {"network_shape", "network_shape_pretrained"}
+    model = joint_with(options, pretrain_network_shape=adapted)
+    assert same(model.networks["network_shape"], after["network_shape"])
+    assert same(model.frozen_prior.regressor, before) and not same(model.frozen_prior.regressor, after["network_shape"])
+    assert not any(parameter.requires_grad for parameter in model.frozen_prior.regressor.parameters())
+
+    other = joint_with(options, pretrain_network_shape=adapted, pretrain_frozen_shape=adapted)
+    assert same(other.frozen_prior.regressor, after["network_shape"])
+
+    with caplog.at_level("INFO", "sgpn"):
+        unknown = joint_with(options)
+    assert same(unknown.frozen_prior.regressor, before)
+    assert "regressor.safetensors holds no regressor from before it was adapted" in caplog.text
+
+
+def test_the_joint_stage_reads_a_checkpoint_once_and_holds_one_morphable_model(options, adapted, monkeypatch):
+    read, original = [], training_model.load_checkpoint
+    monkeypatch.setattr(training_model, "load_checkpoint", lambda path: read.append(str(path)) or original(path))
+    model = joint_with(options, pretrain_network_shape=adapted)
+    assert read == [adapted]
+    assert model.frozen_prior.model is model.prior.model
+    assert not model._checkpoints  # nor is it kept
+
+
+BEGINNINGS = ["path.pretrain_network_g", "path.pretrain_prior", "path.grow_from", "train.start_from_input"]
+
+
+@pytest.mark.parametrize("pair", [*itertools.combinations(BEGINNINGS, 2)], ids=" and ".join)
+def test_two_beginnings_of_the_generator_are_refused_by_both_names(options, pair):
+    file = {**options, "model_type": "SGPNModel", "train": {**options["train"], "losses": {"l": {"type": "L1Loss"}}}}
+    file["train"].update(gan=None, optim_g={"type": "Adam", "lr": 1.0e-4})
+    file["path"] = dict(file["path"])
+    file["network_g"] = {"type": "SGPN", "size": SIZE}
+    for key in pair:
+        section, _, name = key.partition(".")
+        file[section][name] = True if section == "train" else options["path"]["pretrain_network_shape"]
+    with pytest.raises(OptionError, match=f"{pair[1]}: would overwrite {pair[0]}"):
+        SGPNModel(file, torch.device("cpu"))
+
+
+def test_a_fusion_that_cannot_pass_the_photo_is_refused_by_its_name(options):
+    fill_registries()
+    with pytest.raises(OptionError, match="train.start_from_input: SumFusion cannot pass the photo alone"):
+        joint = {"fusion": "SumFusion", "type": "SGPN", "size": SIZE, "width": 0.02, "coeff_dim": sum(DIMS) + 33}
+        train = {"total_iter": 1, "losses": {"l": {"type": "L1Loss"}}, "gan": None, "start_from_input": True}
+        train |= {"optim_g": {"type": "Adam", "lr": 1.0e-4}, "train_shape": False}
+        SGPNModel({**options, "model_type": "SGPNModel", "network_g": joint, "train": train}, torch.device("cpu"))

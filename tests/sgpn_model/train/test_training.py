@@ -72,7 +72,7 @@ def dataset_options(faces):
 
 
 def shape_network():
-    return {"type": "D3DFR", "id_dim": IDENTITY, "exp_dim": EXPRESSION, "tex_dim": TEXTURE, "backbone": "resnet18"}
+    return {"type": "D3DFR", "id_dim": IDENTITY, "exp_dim": EXPRESSION, "tex_dim": TEXTURE, "backbone": "tiny"}
 
 
 def common(faces, folder, name):
