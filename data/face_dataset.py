@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from sgpn_arch.by_name import named
 from sgpn_arch.errors import OptionError
 from sgpn_arch.face3d.morphable_model import five_points
-from sgpn_arch.ranges import Count, FilePath, FolderPath, Told, Whole
+from sgpn_arch.ranges import Count, FilePath, FolderPath, Template, Told, Whole
 from sgpn_arch.registry import DATASET_REGISTRY
 from sgpn_arch.schema import Options
 
@@ -91,7 +91,7 @@ class FaceDatasetOptions(LoaderOptions):
     cache: Literal["none", "ram"] = "none"
     """ram: decode and resize everything once, when the training starts, and keep it as uint8 (size * size * 3 bytes an image;
     forked loader workers share it)."""
-    template: Literal["ffhq", "gpen"] = "ffhq"
+    template: Template = "ffhq"
     """How the images are aligned."""
 
 

@@ -1,10 +1,16 @@
 """Types of option values with the ranges that are allowed; they are told to users as they stand here. No pydantic is imported."""
 
+import math
+import types
+import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, Lt, Predicate
+from annotated_types import Ge, Gt, Interval, Le, Lt, Predicate
+
+UNIONS = (typing.Union, types.UnionType)
+WORDS = {int: "a whole number", float: "a number", str: "text", type(None): "~ (nothing)"}
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ Device = Annotated[
     Predicate(lambda name: name in ("auto", "cpu", "cuda") or name.startswith("cuda:") and name[5:].isdecimal()),
     Told("auto, cpu, cuda or cuda:NUMBER"),
 ]
+Template = Literal["ffhq", "gpen"]
 FilePath = Annotated[str | Path, OnDisk("file", "check the path"), Told("a path")]
 Weights = Annotated[
     str | Path, OnDisk("file of weights", "train the stage that writes it, or give another", names=True), Told("a path")
@@ -52,3 +59,74 @@ Weights = Annotated[
 FolderPath = Annotated[
     str | Path, OnDisk("folder", "`sgpn align PHOTOS -o FOLDER` makes one of photos", folder=True), Told("a path")
 ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In plain words, and from text
+
+
+def told(kind: Any) -> str:
+    """What values of a type are, in plain words: ``a whole number of at least 1``."""
+    parts = _parts(kind)
+    return " or ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+
+
+def _parts(kind: Any) -> list[str]:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        text = next((each.text for each in kind.__metadata__ if isinstance(each, Told)), None)
+        return [text or told(arguments[0]) + _range(kind.__metadata__)]
+    if origin in UNIONS:
+        return [part for each in arguments for part in _parts(each)]
+    if origin is Literal:
+        return [str(value) for value in arguments]
+    if kind is bool:
+        return ["true", "false"]
+    if origin in (list, tuple) and arguments:
+        return [f"a list, each {told(arguments[0])}"]
+    if hasattr(kind, "model_fields") or dict in (origin, kind):
+        return ["a mapping of options"]
+    return [WORDS.get(kind, "anything")]
+
+
+def _range(limits: tuple) -> str:
+    low, high, above, below = (
+        next((getattr(each, name) for each in limits if isinstance(each, wanted | Interval)), None)
+        for name, wanted in (("ge", Ge), ("le", Le), ("gt", Gt), ("lt", Lt))
+    )
+    if low is not None and high is not None:
+        return f" from {low:g} to {high:g}"
+    words = (" of at least", low), (" above", above), (" of at most", high), (" below", below)
+    return " and".join(f"{word} {value:g}" for word, value in words if value is not None and math.isfinite(value))
+
+
+def from_text(kind: Any, text: str) -> Any:
+    """The value of a type, numbers and words as above, that text means.
+
+    Raises:
+        ValueError: it means none; the message says what is expected.
+    """
+    for part in typing.get_args(kind) if typing.get_origin(kind) in UNIONS else (kind,):
+        if typing.get_origin(part) is Literal:
+            if text in typing.get_args(part):
+                return text
+            continue
+        base, *limits = typing.get_args(part) if typing.get_origin(part) is Annotated else (part,)
+        try:
+            value = base(text)
+        except ValueError:
+            continue
+        if all(_within(value, limit) for limit in limits) and (base is not float or math.isfinite(value)):
+            return value
+    raise ValueError(f"expected {told(kind)}, found '{text}'")
+
+
+def _within(value: Any, limit: Any) -> bool:
+    tests = {
+        Ge: lambda: value >= limit.ge,
+        Gt: lambda: value > limit.gt,
+        Le: lambda: value <= limit.le,
+        Lt: lambda: value < limit.lt,
+        Predicate: lambda: limit.func(value),
+    }
+    return tests.get(type(limit), lambda: True)()

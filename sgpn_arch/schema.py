@@ -4,26 +4,21 @@ pydantic checks: strict types, ranges, unions and all errors at once come with i
 where it stands; a dataclass would need all of that written by hand.
 """
 
-import math
 import re
-import types
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from annotated_types import Ge, Gt, Interval, Le, Lt
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from sgpn_arch.errors import OptionError, Problem, nearest
-from sgpn_arch.ranges import OnDisk, Told
+from sgpn_arch.ranges import UNIONS, OnDisk, Told, told
 
 Model = TypeVar("Model", bound="Options")
 End = TypeVar("End")
 # YAML has lists only.
 AS_TUPLE = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
-UNIONS = (typing.Union, types.UnionType)
-WORDS = {int: "a whole number", float: "a number", str: "text", type(None): "~ (nothing)"}
 
 
 class Options(BaseModel):
@@ -107,41 +102,6 @@ def _refusal(kind: Any, value: Any) -> str:
     if isinstance(value, str) and all(typing.get_origin(each) is Literal or each is type(None) for each in parts):
         return f"unknown value '{value}'{nearest(value, [word for each in parts for word in typing.get_args(each)])}"
     return f"expected {told(kind)}, found {value!r}"
-
-
-def told(kind: Any) -> str:
-    """What values of a type are, in plain words: ``a whole number of at least 1``."""
-    parts = _parts(kind)
-    return " or ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
-
-
-def _parts(kind: Any) -> list[str]:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Annotated:
-        text = next((each.text for each in kind.__metadata__ if isinstance(each, Told)), None)
-        return [text or told(arguments[0]) + _range(kind.__metadata__)]
-    if origin in UNIONS:
-        return [part for each in arguments for part in _parts(each)]
-    if origin is Literal:
-        return [str(value) for value in arguments]
-    if kind is bool:
-        return ["true", "false"]
-    if origin in (list, tuple) and arguments:
-        return [f"a list, each {told(arguments[0])}"]
-    if isinstance(kind, type) and issubclass(kind, Options) or dict in (origin, kind):
-        return ["a mapping of options"]
-    return [WORDS.get(kind, "anything")]
-
-
-def _range(limits: tuple) -> str:
-    low, high, above, below = (
-        next((getattr(each, name) for each in limits if isinstance(each, wanted | Interval)), None)
-        for name, wanted in (("ge", Ge), ("le", Le), ("gt", Gt), ("lt", Lt))
-    )
-    if low is not None and high is not None:
-        return f" from {low:g} to {high:g}"
-    words = (" of at least", low), (" above", above), (" of at most", high), (" below", below)
-    return " and".join(f"{word} {value:g}" for word, value in words if value is not None and math.isfinite(value))
 
 
 if typing.TYPE_CHECKING:

@@ -39,8 +39,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+class Help(argparse.HelpFormatter):
+    """Tells every default, so that it is written once; where the help says something of it, that."""
+
+    def _get_help_string(self, action):
+        text, default = action.help or "", action.default
+        plain = isinstance(default, str | int | float | list) and not isinstance(default, bool)
+        if not plain or default in ([], argparse.SUPPRESS) or "default" in text or not action.option_strings:
+            return text
+        value = " ".join(map(str, default)) if isinstance(default, list) else default
+        return f"{text} (default: {value})"
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that answers a misspelt flag with the nearest one of its own; argparse leaves the flag to ``sgpn`` itself."""
+
+    def __init__(self, **settings):
+        super().__init__(**{"formatter_class": Help, **settings})
 
     def parse_known_args(self, args=None, namespace=None):
         """As argparse's, but nothing may be left over."""

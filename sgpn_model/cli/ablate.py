@@ -2,7 +2,8 @@
 
 import argparse
 
-from sgpn_model.cli.arguments import add_data, add_device, add_set, start_long_run
+from sgpn_arch.ranges import Whole
+from sgpn_model.cli.arguments import add_data, add_device, add_set, start_long_run, typed
 
 DESCRIPTION = "Train every option file with every seed, test all, and write a comparison. What is done is skipped."
 
@@ -11,8 +12,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments, and what runs."""
     add = parser.add_argument
     add("options_paths", nargs="+", metavar="OPTIONS", help="option files; the others are compared with the first")
-    add("-o", "--output", default="experiments/ablation", metavar="OUT", help="folder (default: experiments/ablation)")
-    add("--seeds", nargs="+", type=int, default=[0, 1], metavar="SEED", help="default: 0 1")
+    add("-o", "--output", default="experiments/ablation", metavar="OUT", help="folder")
+    add("--seeds", nargs="+", type=typed(Whole), default=[0, 1], metavar="SEED", help="of each training")
     add_data(parser)
     add_set(parser)
     add_device(parser, None)

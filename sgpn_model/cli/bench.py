@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import platform
 import tempfile
 import time
@@ -12,7 +11,8 @@ from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
-from sgpn_model.cli.arguments import add_device
+from sgpn_arch.ranges import Count, Positive
+from sgpn_model.cli.arguments import add_device, typed
 
 DESCRIPTION = "Measure how fast this machine restores. One table, printed and written to OUT as JSON."
 BACKBONE = "resnet50"  # the paper's regressor
@@ -24,16 +24,16 @@ COLUMNS = {"ms": "ms", "iqr_ms": "+-", "gflop": "GFLOP", "gflop_per_second": "GF
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments, and what runs."""
     add = parser.add_argument
-    add("-o", "--output", default="experiments/bench.json", metavar="OUT", help="default: experiments/bench.json")
+    add("-o", "--output", default="experiments/bench.json", metavar="OUT", help="file")
     add("--weights", metavar="NAME|FILE", help="networks to measure (default: random ones of the paper's size)")
-    add("--size", type=_above_zero(int), metavar="PIXELS", help="of random networks (default: 512, the paper's)")
-    add("--width", type=_above_zero(float), metavar="FACTOR", help="of their channels (default: 1, the paper's)")
+    add("--size", type=typed(Count), metavar="PIXELS", help="of random networks (default: 512, the paper's)")
+    add("--width", type=typed(Positive), metavar="FACTOR", help="of their channels (default: 1, the paper's)")
     add(
         "--batch",
-        type=_above_zero(int),
+        type=typed(Count),
         default=1,
         metavar="N",
-        help="faces that the network gets at once (default: 1)",
+        help="faces that the network gets at once",
     )
     add("--photo", metavar="FILE", help="the photo to restore (default: scikit-image's astronaut)")
     add(
@@ -41,21 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "fp32", "bf16", "fp16"),
         help="numbers to compute with (default: fp32, and what the device multiplies in hardware)",
     )
-    add("--threads", type=_above_zero(int), metavar="N", help="of PyTorch (default: PyTorch's)")
-    add("--seconds", type=_above_zero(float), default=10.0, metavar="N", help="for each measurement (default: 10)")
+    add("--threads", type=typed(Count), metavar="N", help="of PyTorch (default: PyTorch's)")
+    add("--seconds", type=typed(Positive), default=10.0, metavar="N", help="for each measurement")
     add_device(parser, "auto")
     parser.set_defaults(run=run)
-
-
-def _above_zero(kind: type) -> Callable:
-    def read(text: str):
-        value = kind(text)
-        if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"is {text}; it must be above 0")
-        return value
-
-    read.__name__ = kind.__name__  # argparse names it where the text is no number
-    return read
 
 
 def run(

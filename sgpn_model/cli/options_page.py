@@ -11,8 +11,9 @@ from pydantic.fields import FieldInfo
 
 from sgpn_arch.by_name import options_of, signature_options
 from sgpn_arch.fusion_arch import Fusion
+from sgpn_arch.ranges import told
 from sgpn_arch.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
-from sgpn_arch.schema import Options, told
+from sgpn_arch.schema import Options
 from sgpn_data.degradation import DEGRADATIONS, RangeOptions
 from sgpn_data.face_dataset import FaceDatasetOptions, LoaderOptions
 from sgpn_model.cli import build_parser
@@ -98,7 +99,8 @@ def _command(name: str, parser: argparse.ArgumentParser) -> Iterator[str]:
         elif action.help and "help" not in action.dest and action.help != argparse.SUPPRESS:
             flags = ", ".join(f"`{flag}`" for flag in action.option_strings) or f"`{action.metavar}`"
             value = ", ".join(map(str, action.choices)) if action.choices else action.metavar or ""
-            rows.append((flags, "" if not action.option_strings or action.nargs == 0 else value, action.help))
+            meaning = parser._get_formatter()._get_help_string(action)  # with its default
+            rows.append((flags, "" if not action.option_strings or action.nargs == 0 else value, meaning))
     if rows and name != "sgpn":
         yield f"### `{name}`\n"
         yield from _rows(("argument", "value", "meaning"), rows)

@@ -6,9 +6,10 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
-from sgpn_model.cli.arguments import add_detector, add_device
+from sgpn_arch.ranges import Fraction
+from sgpn_model.cli.arguments import add_detector, add_device, typed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments, and what runs."""
     add = parser.add_argument
     add("inputs", nargs="*", metavar="PHOTO_OR_FOLDER", help="photos, or folders of photos (not folders inside them)")
-    add("-o", "--output", default="results", metavar="OUT", help="folder for the results (default: results)")
+    add("-o", "--output", default="results", metavar="OUT", help="folder for the results")
     add("--aligned", action="store_true", help="the photos are aligned square faces; write the restored crops")
     add("--mask", metavar="MASK", help="fill the photo where this picture of its size is white; the rest stays")
     add("--weights", default="default", metavar="NAME|FILE", help="weights that ship, or a checkpoint file")
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--fidelity",
-        type=_fidelity,
+        type=typed(Fraction | Literal["auto"]),
         default="auto",
         metavar="W",
         help="how much of the photo is kept: from 0, the restoration, to 1, the photo (default: auto, the restoration, and "
@@ -54,18 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ext", default="auto", choices=("auto", "png", "jpg"), help="kind of the results (default: the photo's)")
     add("--demo", action="store_true", help="degrade scikit-image's astronaut and restore it")
     parser.set_defaults(run=functools.partial(run, parser.error))
-
-
-def _fidelity(text: str) -> float | str:
-    if text == "auto":
-        return text
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is neither a number from 0 to 1 nor auto")
-    return value
 
 
 def run(

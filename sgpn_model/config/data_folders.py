@@ -45,7 +45,7 @@ def _without_root(options: Mapping) -> list[str]:
     fill_registries()
     found = []
     for phase, section in options["datasets"].items() if isinstance(options.get("datasets"), dict) else ():
-        if phase in PHASES and isinstance(section, dict) and section.get("type") in DATASET_REGISTRY:
+        if phase in PHASES and isinstance(section, dict) and str(section.get("type")) in DATASET_REGISTRY:
             model = options_of(DATASET_REGISTRY.get(section["type"]))
             if model and {"dataroot", "split"} <= model.model_fields.keys() and not section.get("dataroot"):
                 found.append(phase)

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from sgpn_arch.errors import nearest
 from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_arch.files import write_atomically
-from sgpn_data.alignment import TEMPLATES, align_face, similarity_scale, transform_points
+from sgpn_data.alignment import align_face, similarity_scale, transform_points
 from sgpn_data.detection import Detector, build_detector
 from sgpn_data.face_dataset import LANDMARKS_FILE
 from sgpn_data.photos import ImageError, read_photo, write_picture
@@ -104,7 +103,8 @@ def run(
         InputError, ValueError: before any work: an argument is wrong. DetectorError: the detector cannot be used.
     """
     folder = Path(output)
-    _check_arguments(folder, size, template, min_pixels)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; -o takes a folder")
     photos = find_photos(inputs)
     if any(photo.resolve().parent == folder.resolve() for photo in photos):
         raise InputError(f"{folder}: holds photos to align and would receive the faces; choose another folder with -o")
@@ -124,15 +124,6 @@ def run(
         write_atomically(folder / LANDMARKS_FILE, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
     print(f"{summary}: {folder}")
     return 1 if summary.failed or not summary.faces else 0
-
-
-def _check_arguments(folder: Path, size: int, template: str, min_pixels: int | None) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file; -o takes a folder")
-    if size < 16 or (min_pixels is not None and min_pixels < 1):
-        raise InputError("--size takes 16 or more pixels, --min-pixels 1 or more")
-    if template not in TEMPLATES:
-        raise InputError(f"--template: unknown value '{template}'{nearest(template, TEMPLATES)}")
 
 
 def _known_landmarks(folder: Path) -> dict[str, list]:

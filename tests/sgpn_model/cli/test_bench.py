@@ -123,9 +123,9 @@ def test_refusals(arguments, told, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--batch", "0"], "--batch: is 0; it must be above 0"),
-        (["--threads", "two"], "--threads: invalid int value: 'two'"),
-        (["--seconds", "inf"], "--seconds: is inf"),
+        (["--batch", "0"], "--batch: expected a whole number of at least 1, found '0'"),
+        (["--threads", "two"], "--threads: expected a whole number of at least 1, found 'two'"),
+        (["--seconds", "inf"], "--seconds: expected a number above 0, found 'inf'"),
         (["--precision", "fp8"], "--precision: invalid choice: 'fp8'"),
     ],
 )

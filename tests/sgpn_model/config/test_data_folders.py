@@ -59,3 +59,9 @@ def test_without_a_folder_the_key_and_the_way_are_told(faces):
         checked_options(JOINT, command="train")
     checked_options(JOINT, files=False)
     checked_options(JOINT, command="train", data=[str(folder) for folder in faces])
+
+
+@pytest.mark.parametrize("override", ["datasets.train.type=[1]", "datasets.train.type={a: 1}", "datasets.train=5"])
+def test_what_is_no_dataset_is_named(override, faces):
+    with pytest.raises(OptionError, match="datasets.train"):
+        checked_options(JOINT, [override], command="train", data=[str(folder) for folder in faces])
