@@ -5,6 +5,7 @@ scaled by 1 / sqrt(fan_in) whenever they are used, so that Adam's step means the
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -50,7 +51,7 @@ def check_image(name: str, image: torch.Tensor, size: int) -> None:
         )
 
 
-def check_inputs(network: nn.Module, lq, render, coeffs) -> None:
+def check_inputs(network: Any, lq, render, coeffs) -> None:
     """Raises ValueError unless the inputs are what an SGPN takes; ``network`` has its size, coeff_dim and uses_render."""
     check_image("lq", lq, network.size)
     if tuple(coeffs.shape) != (len(lq), network.coeff_dim):
@@ -252,7 +253,7 @@ class StyledConv(nn.Module):
         fusion: the module that makes F; see :class:`sgpn_arch.fusion_arch.Fusion`.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, style_dim: int, fusion: nn.Module, upsample: bool = False):
+    def __init__(self, in_channels: int, out_channels: int, style_dim: int, fusion: Any, upsample: bool = False):
         super().__init__()
         self.conv = ModulatedConv2d(in_channels, out_channels, 3, style_dim, upsample=upsample)
         self.fusion = fusion

@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from sgpn_arch.ranges import Count, Positive
 from sgpn_model.cli.arguments import add_device, typed
 
 DESCRIPTION = "Measure how fast this machine restores. One table, printed and written to OUT as JSON."
-BACKBONE = "resnet50"  # the paper's regressor
+BACKBONE: Final = "resnet50"  # the paper's regressor
 AS_WRITTEN = "as written"  # in place of a precision, for a network that cannot be made ready for inference
 # A row's keys -> the columns of the printed table; +- is between the quartiles.
 COLUMNS = {"ms": "ms", "iqr_ms": "+-", "gflop": "GFLOP", "gflop_per_second": "GFLOP/s", "share": "share"}

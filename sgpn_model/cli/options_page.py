@@ -3,7 +3,7 @@
 import argparse
 import inspect
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import yaml
@@ -63,7 +63,9 @@ def _parts() -> Iterator[str]:
     yield "### `datasets.PHASE.degradation`\n"
     for name, degradation in DEGRADATIONS.items():
         yield f"`type: {name}`\n"
-        yield from _table(options_of(degradation).model_fields, leave_out=RangeOptions.model_fields)
+        model = options_of(degradation)
+        assert model is not None  # it is ours
+        yield from _table(model.model_fields, leave_out=RangeOptions.model_fields)
     yield "Both types have these. A range is [lo, hi] or one number, drawn uniformly; `~` switches the step off.\n"
     yield from _table(RangeOptions.model_fields)
     yield "## Networks: `network_*`\n"
@@ -168,7 +170,7 @@ def _default(field: FieldInfo) -> str:
     return f"`{yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix('...' + chr(10)).strip()}`"
 
 
-def _rows(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
+def _rows(head: tuple[str, ...], rows: Sequence[tuple]) -> Iterator[str]:
     for cells in (head, ("---",) * len(head), *rows):
         plain = (re.sub(r":\w+:`(?:\w+\.)*(\w+)`", r"`\1`", cell).replace("``", "`") for cell in cells)
         yield "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in plain) + " |"

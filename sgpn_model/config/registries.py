@@ -5,6 +5,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -58,7 +59,7 @@ class FunctionMetric:
     called with ``crop_border=0``, for a face fills its picture.
     """
 
-    def __init__(self, function: Callable):
+    def __init__(self, function: Any):
         self.function = function
         self.higher_is_better = function.higher_is_better
         self.min_size = getattr(function, "min_size", 1)
@@ -66,7 +67,7 @@ class FunctionMetric:
 
     def __call__(self, pred: Tensor, target: Tensor | None = None) -> list[float]:
         """(N, 3, H, W) once or twice, RGB in [-1, 1] -> one value per picture."""
-        if not self.needs_reference:
+        if target is None or not self.needs_reference:
             return [float(self.function(img, crop_border=0)) for img in to_images(pred)]
         pairs = zip(to_images(pred), to_images(target), strict=True)
         return [float(self.function(img, img2, crop_border=0)) for img, img2 in pairs]

@@ -207,7 +207,7 @@ class CropRestorer:
     def __init__(self, weights: str, device: torch.device | str, fidelity: float | str = "auto"):
         self.fidelity = fidelity
         network, prior, _ = load_networks(weights)
-        self.network = network.eval().to(device, memory_format=torch.channels_last)
+        self.network: Any = network.eval().to(device).to(memory_format=torch.channels_last)
         self.prior = prior.eval().to(device)
 
     @torch.inference_mode()

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -148,10 +149,10 @@ class FaceRestorer:
         fidelity: float | str = "auto",
     ):
         self.device = torch.device(device)
-        network = network.eval().to(self.device)
+        given: Any = network.eval().to(self.device)
         try:
-            ready = hasattr(network, "for_inference")
-            self.network = network.for_inference(precision) if ready else network.to(memory_format=torch.channels_last)
+            ready = hasattr(given, "for_inference")
+            self.network: Any = given.for_inference(precision) if ready else given.to(memory_format=torch.channels_last)
         except ValueError as error:
             raise OptionError(str(error)) from error
         self.prior = prior.eval().to(self.device).for_inference()

@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 # At most so many photos, and bytes of photos, are in flight; a photo larger than that goes alone.
@@ -50,7 +50,7 @@ class _Entry:
     item: Any
     weight: int
     prepared: Future
-    finished: Future | None = None
+    finished: Future = field(default_factory=Future)
 
     @property
     def faces(self) -> Sequence:
@@ -198,7 +198,6 @@ class _Line:
             if error is None:
                 entry.finished = self._finishing.submit(self._finish, entry.item, entry.prepared.result())
             else:
-                entry.finished = Future()
                 entry.finished.set_exception(error)
             self._leaving.append(entry)
             entry.finished.add_done_callback(self._notify)
@@ -207,7 +206,7 @@ class _Line:
         """The outcomes of the oldest entries, as far as they are finished."""
         while self._can_leave():
             entry = self._leaving.popleft()
-            error = entry.finished.exception()
+            error: Any = entry.finished.exception()
             outcome = Outcome(entry.index, None if error else entry.finished.result(), error)
             with self._changed:
                 self._count, self._bytes = self._count - 1, self._bytes - entry.weight

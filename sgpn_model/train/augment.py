@@ -398,8 +398,8 @@ def hue_turned(angle: Tensor) -> Tensor:
     """Turns colours around the grey axis by an angle in radians, red towards green (Rodrigues' formula)."""
     grey = _grey_axis(angle)
     third = 1 / math.sqrt(3)
-    cross = [[0, -third, third, 0], [third, 0, -third, 0], [-third, third, 0, 0], [0] * 4]
-    cross = torch.tensor(cross, dtype=angle.dtype, device=angle.device)
+    rows = [[0, -third, third, 0], [third, 0, -third, 0], [-third, third, 0, 0], [0] * 4]
+    cross = torch.tensor(rows, dtype=angle.dtype, device=angle.device)
     cosine, sine = torch.cos(angle)[:, None, None], torch.sin(angle)[:, None, None]
     turned = grey + cosine * (_identity(angle) - grey) + sine * cross
     turned[:, 3, 3] = 1

@@ -18,7 +18,14 @@ from sgpn_arch.registry import DATASET_REGISTRY
 from sgpn_data.face_dataset import LoaderOptions
 
 
-def build_dataset(opt: dict, phase: str) -> Dataset:
+class SizedDataset(Dataset):
+    """A dataset that knows how many items it has, as those that are registered do."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+
+def build_dataset(opt: dict, phase: str) -> SizedDataset:
     """Builds the dataset that ``datasets.PHASE`` describes."""
     where = f"datasets.{phase}"
     check_plugin(opt, DATASET_REGISTRY, where)
@@ -65,7 +72,7 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
         return torch.randperm(self.length, generator=generator).tolist()
 
 
-class Draws(Dataset):
+class Draws(SizedDataset):
     """A dataset whose items are asked for by (epoch, index), so that loader workers may outlive an epoch.
 
     In a worker, the global generators are seeded for each item, so that a dataset that draws from them gives the same
@@ -74,7 +81,7 @@ class Draws(Dataset):
     the one that was asked for, which then cannot be used; else -1.
     """
 
-    def __init__(self, dataset: Dataset, seed: int):
+    def __init__(self, dataset: SizedDataset, seed: int):
         self.dataset, self.seed = dataset, seed
         self.epoch: int | None = None
 
@@ -116,9 +123,9 @@ def _begin_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     cv2.setNumThreads(1)
-    dataset = get_worker_info().dataset
-    if isinstance(dataset, Draws):
-        dataset.leave_the_others()
+    worker = get_worker_info()
+    if worker is not None and isinstance(worker.dataset, Draws):
+        worker.dataset.leave_the_others()
 
 
 class TrainingBatches:
@@ -138,7 +145,7 @@ class TrainingBatches:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: SizedDataset,
         opt: LoaderOptions,
         seed: int,
         step: int,

@@ -126,13 +126,12 @@ def average_gradients(parameters: Sequence[nn.Parameter], flags: Sequence[bool],
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     marks = torch.tensor([p.grad is not None for p in parameters] + list(flags), dtype=torch.float32, device=device)
     flat = _summed([*gradients, marks], device)
-    marks = flat[-len(marks) :].tolist()
+    counts = flat[-len(marks) :].tolist()
     flat /= world_size()
-    known, flags = marks[: len(parameters)], marks[len(parameters) :]
-    for parameter, gradient, count in zip(parameters, gradients, known, strict=True):
+    for parameter, gradient, count in zip(parameters, gradients, counts[: len(parameters)], strict=True):
         parameter.grad = gradient if count else None
     _copy_back(flat, gradients)
-    return [count > 0 for count in flags]
+    return [count > 0 for count in counts[len(parameters) :]]
 
 
 def _summed(tensors: Sequence[Tensor], device: torch.device) -> Tensor:

@@ -3,10 +3,12 @@
 import logging
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from sgpn_arch.layers import ModulatedConv2d
 from sgpn_arch.released_names import PriorReport, init_from_prior
 from sgpn_arch.sgpn_arch import SGPN
 from sgpn_arch.stylegan2_arch import ConcatStyleGAN2Generator
@@ -15,7 +17,7 @@ from sgpn_model.weights.checkpoint import CheckpointError, load_checkpoint, load
 LOGGER = logging.getLogger("sgpn")
 
 
-def initialise_from_prior(network: nn.Module, path: str) -> PriorReport:
+def initialise_from_prior(network: SGPN, path: str | Path) -> PriorReport:
     """Initialises an SGPN with the prior in a file, and logs what was taken.
 
     Args:
@@ -43,7 +45,7 @@ def initialise_from_prior(network: nn.Module, path: str) -> PriorReport:
     return report
 
 
-def _take_ours(network: nn.Module, path: str) -> PriorReport:
+def _take_ours(network: SGPN, path: str | Path) -> PriorReport:
     prior = load_checkpoint(path).network("network_g")
     if not isinstance(prior, ConcatStyleGAN2Generator):
         raise CheckpointError(
@@ -61,12 +63,13 @@ def _take_ours(network: nn.Module, path: str) -> PriorReport:
     return PriorReport(list(taken), absent, unfit, [theirs for key, (theirs, _) in offered.items() if key not in own])
 
 
-def _mapping_from_the_end(network: nn.Module, prior: ConcatStyleGAN2Generator) -> dict[str, tuple[str, Tensor]]:
+def _mapping_from_the_end(network: SGPN, prior: ConcatStyleGAN2Generator) -> dict[str, tuple[str, Tensor]]:
     """SGPN's name -> the prior's name and tensor. The last layer is the last, for w is what the decoder is used to.
 
     Stored weights and biases are divided by the learning-rate multiplier, which may be another here.
     """
-    ours, theirs = network.mapping.layers, prior.mapping.layers
+    ours: list[Any] = list(network.mapping.layers)
+    theirs: list[Any] = list(prior.mapping.layers)
     offered = {}
     for index, layer in enumerate(theirs):
         place = index + len(ours) - len(theirs)
@@ -95,16 +98,17 @@ def start_from_input(network: SGPN) -> None:
     Raises:
         ValueError: the fusion cannot pass the photo.
     """
-    network.decoder.convs[-1].fusion.pass_photo(6)
-    for conv in [network.decoder.first_conv, *network.decoder.convs]:
+    decoder: Any = network.decoder
+    decoder.convs[-1].fusion.pass_photo(6)
+    for conv in [decoder.first_conv, *decoder.convs]:
         conv.weight.fill_(1)
-    for to_rgb in [network.decoder.first_to_rgb, *network.decoder.to_rgbs]:
+    for to_rgb in [decoder.first_to_rgb, *decoder.to_rgbs]:
         to_rgb.conv.weight.zero_()
     for encoder in filter(None, (network.encoder, network.render_encoder)):
-        first = encoder.stages[0]
+        first: Any = encoder.stages[0]
         first.conv.weight[:6] = _plus_minus() / first.conv.scale
         first.bias[:6] = 0
-    to_rgb = network.decoder.to_rgbs[-1].conv
+    to_rgb = decoder.to_rgbs[-1].conv
     shown = _photo_channels(network, -1)
     to_rgb.modulation.weight[shown] = 0
     to_rgb.weight[:, shown] += _photo_to_rgb(to_rgb)
@@ -112,7 +116,7 @@ def start_from_input(network: SGPN) -> None:
 
 def _photo_channels(network: SGPN, scale: int) -> slice:
     """Where the photo's six channels are in what the ToRGB of a scale (-1: the finest) gets: behind the hidden half."""
-    fusion = network.decoder.convs[2 * scale + 1].fusion
+    fusion: Any = network.decoder.convs[2 * scale + 1].fusion
     start = fusion.channels + fusion.photo_channel
     return slice(start, start + 6)
 
@@ -122,11 +126,11 @@ def _plus_minus() -> Tensor:
     return torch.cat([eye, -eye])[:, :, None, None]
 
 
-def _photo_to_rgb(conv: nn.Module) -> Tensor:
+def _photo_to_rgb(conv: ModulatedConv2d) -> Tensor:
     return _plus_minus().transpose(0, 1) / (AFTER_TWO * conv.scale)
 
 
-def grow(network: SGPN, path: str) -> None:
+def grow(network: SGPN, path: str | Path) -> None:
     """Initialises a fresh SGPN with one of half its size, so that it does at once what the small one did.
 
     The result is the photo plus the small network's correction, enlarged; the small network's photo is the blurred and
@@ -149,7 +153,7 @@ def grow(network: SGPN, path: str) -> None:
         raise CheckpointError(f"{path}: does not fit network_g at {_listed(unfit)}; only its size may differ")
     load_weights(network, {**ours, **renamed}, path)
     _take_first_stage(network, small)
-    to_rgb = network.decoder.to_rgbs[-2].conv
+    to_rgb: Any = network.decoder.to_rgbs[-2].conv
     with torch.no_grad():  # the photo comes in at the finest scale now
         to_rgb.weight[:, _photo_channels(network, -2)] -= _photo_to_rgb(to_rgb)
 
@@ -162,7 +166,7 @@ def _grown_name(key: str) -> str:
 @torch.no_grad()
 def _take_first_stage(network: SGPN, small: SGPN) -> None:
     """The small network's 1x1 convolution of RGB becomes a 3x3 one on RGB's six channels, after the blur."""
-    pairs = ((network.encoder, small.encoder), (network.render_encoder, small.render_encoder))
+    pairs: list[Any] = [(network.encoder, small.encoder), (network.render_encoder, small.render_encoder)]
     for encoder, own in (pair for pair in pairs if pair[0] is not None):
         before, after = own.stages[0], encoder.stages[1]
         colours = (before.conv.weight * before.conv.scale)[:, :, 0, 0] / AFTER_ONE

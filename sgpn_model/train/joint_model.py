@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -91,6 +91,7 @@ class JointOptions(TrainOptions):
 class SGPNModel(TrainingModel):
     """L = L_rec + L_adv + 100 L_3dlm + 100 L_mesh (SGPN, section 3.3)."""
 
+    prior: ShapePrior
     NETWORKS = ("network_g", "network_d", "network_shape")
     OPTIONS = JointOptions
     SHRINKS_PICTURES = True
@@ -154,8 +155,8 @@ class SGPNModel(TrainingModel):
         return frozen
 
     def _metric(self, name: str) -> Callable:
-        metric = build_metric(name)
-        if hasattr(metric, "distance") or getattr(metric, "inputs", ()):
+        metric: Any = build_metric(name)
+        if hasattr(metric, "distance") or bool(getattr(metric, "inputs", ())):
             raise OptionError(f"val.metrics: {name} has no value for two pictures alone, which validation compares")
         return metric.to(self.device) if isinstance(metric, nn.Module) else metric
 

@@ -26,7 +26,7 @@ from sgpn_model.config.checking import checked_options, training_file
 from sgpn_model.config.device import choose_device
 from sgpn_model.config.sections import TrainingFile, best_rule
 from sgpn_model.train import distributed
-from sgpn_model.train.batches import TrainingBatches, build_dataset, evaluation_batches, mean_of_known
+from sgpn_model.train.batches import SizedDataset, TrainingBatches, build_dataset, evaluation_batches, mean_of_known
 from sgpn_model.train.log import RunLog, RunningMeans, require_wandb
 from sgpn_model.train.saving import Saver
 from sgpn_model.train.training_model import TrainingModel, undisturbed_random_numbers
@@ -100,7 +100,12 @@ class Loop:
     """
 
     def __init__(
-        self, model: TrainingModel, train_set: Dataset, val_set: Dataset | None, auto_resume: bool, resume: str
+        self,
+        model: TrainingModel,
+        train_set: SizedDataset,
+        val_set: SizedDataset | None,
+        auto_resume: bool,
+        resume: str,
     ):
         self.file = file = model.file
         self.model, self.val_set, self.resume = model, val_set, resume
@@ -120,7 +125,7 @@ class Loop:
         self.timed_step = self.step
         self.log: RunLog | None = None
 
-    def _make_batches(self, train_set: Dataset, step: int) -> TrainingBatches:
+    def _make_batches(self, train_set: SizedDataset, step: int) -> TrainingBatches:
         return TrainingBatches(
             train_set,
             self.file.datasets.train,
@@ -134,7 +139,7 @@ class Loop:
 
     def _check_best(self) -> None:
         """Tries the validation on one face: a wrong name would be found only after the first part of the training."""
-        if self.best is None:
+        if self.best is None or self.val_set is None:
             return
         values, _ = _validated(self.model, Subset(self.val_set, [0]), 0)
         if self.best[0] not in values:
@@ -170,7 +175,7 @@ class Loop:
         if self.step % self.file.logger.print_freq == 0 or last:
             self._print()
         if self.val_set is not None and (self.step % self.file.val_freq == 0 or last):
-            self._validate()
+            self._validate(self.val_set)
         if self.step % self.file.logger.save_checkpoint_freq == 0 or last or stops:
             self._save()
         return stops
@@ -204,17 +209,16 @@ class Loop:
         if self.log:
             self.log.scalars(self.step, self.total, values)
 
-    def _validate(self) -> None:
+    def _validate(self, val_set: SizedDataset) -> None:
         began = time.perf_counter()
-        values, sheet = validate(self.model, self.val_set, self.file.val.save_images)
+        values, sheet = validate(self.model, val_set, self.file.val.save_images)
         if self.log:
             self.log.validation(self.step, values, sheet)
         if self.best is not None:
-            self._keep_best(values)
+            self._keep_best(*self.best, values)
         self.timed_from += time.perf_counter() - began
 
-    def _keep_best(self, values: dict[str, float]) -> None:
-        name, higher = self.best
+    def _keep_best(self, name: str, higher: bool, values: dict[str, float]) -> None:
         value, before = values.get(name), self.model.loop_state.get("best")
         if value is None or (before is not None and (value <= before if higher else value >= before)):
             return
@@ -285,7 +289,9 @@ def _signals(model: TrainingModel) -> Iterator[list[int]]:
 # Validation
 
 
-def validate(model: TrainingModel, dataset: Dataset, pictures: int) -> tuple[dict[str, float], torch.Tensor | None]:
+def validate(
+    model: TrainingModel, dataset: SizedDataset, pictures: int
+) -> tuple[dict[str, float], torch.Tensor | None]:
     """Mean metrics over the validation set, and the sheets of its first ``pictures`` items (None if that is 0).
 
     Each process scores its share, all get the results. Random numbers that scoring draws are the same each time, and
@@ -295,8 +301,8 @@ def validate(model: TrainingModel, dataset: Dataset, pictures: int) -> tuple[dic
     share = Subset(dataset, range(rank, len(dataset), world))
     parts = distributed.everyones(_validated(model, share, math.ceil(pictures / world)))
     names = dict.fromkeys(name for values, _ in parts for name in values)
-    means = {name: mean_of_known(_dealt([values.get(name, []) for values, _ in parts])) for name in names}
-    means = {name: mean for name, mean in means.items() if mean is not None}
+    all_means = {name: mean_of_known(_dealt([values.get(name, []) for values, _ in parts])) for name in names}
+    means = {name: mean for name, mean in all_means.items() if mean is not None}
     sheets = _dealt([rows for _, rows in parts])[:pictures]
     return means, torch.stack(sheets) if sheets else None
 
@@ -306,8 +312,10 @@ def _validated(
 ) -> tuple[dict[str, list[float]], list[torch.Tensor]]:
     values: dict[str, list[float]] = {}
     rows: list[torch.Tensor] = []
+    section = model.file.datasets.val
+    assert section is not None  # the dataset was built of it
     with undisturbed_random_numbers(model.device, model.file.manual_seed):
-        for batch in evaluation_batches(dataset, model.file.datasets.val):
+        for batch in evaluation_batches(dataset, section):
             model.feed_data(batch)
             scores, sheet = model.validate_batch()
             for name, numbers in scores.items():

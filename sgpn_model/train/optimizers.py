@@ -27,11 +27,9 @@ class OptimizerOptions(Options):
     """The optimiser's name."""
 
 
-class AdamOptions(OptimizerOptions):
-    """PyTorch's Adam."""
+class _AdamOptions(OptimizerOptions):
+    """What Adam and AdamW have in common."""
 
-    type: Literal["Adam"] = "Adam"
-    """The optimiser's name."""
     lr: Positive = 1e-3
     """Learning rate."""
     betas: Betas = (0.9, 0.999)
@@ -42,7 +40,14 @@ class AdamOptions(OptimizerOptions):
     """Keeps divisions finite."""
 
 
-class AdamWOptions(AdamOptions):
+class AdamOptions(_AdamOptions):
+    """PyTorch's Adam."""
+
+    type: Literal["Adam"] = "Adam"
+    """The optimiser's name."""
+
+
+class AdamWOptions(_AdamOptions):
     """PyTorch's AdamW: Adam whose weight decay does not go through its means."""
 
     type: Literal["AdamW"] = "AdamW"
@@ -92,21 +97,21 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     move = self._matrix_step if _is_matrix(parameter) else self._adam_step
-                    parameter.add_(move(parameter, group), alpha=-group["lr"])
+                    parameter.add_(move(parameter, parameter.grad, group), alpha=-group["lr"])
         return loss
 
-    def _matrix_step(self, parameter: Tensor, group: dict) -> Tensor:
+    def _matrix_step(self, parameter: Tensor, gradient: Tensor, group: dict) -> Tensor:
         mean = self._kept(parameter, "mean")
-        mean.lerp_(parameter.grad, 1 - group["momentum"])
-        ahead = parameter.grad.lerp(mean, group["momentum"]).reshape(len(parameter), -1)
+        mean.lerp_(gradient, 1 - group["momentum"])
+        ahead = gradient.lerp(mean, group["momentum"]).reshape(len(parameter), -1)
         return (orthogonal(ahead, group["eps"]) * max(ahead.shape) ** 0.5).reshape(parameter.shape)
 
-    def _adam_step(self, parameter: Tensor, group: dict) -> Tensor:
+    def _adam_step(self, parameter: Tensor, gradient: Tensor, group: dict) -> Tensor:
         mean, square = self._kept(parameter, "mean"), self._kept(parameter, "square")
         state, (first, second) = self.state[parameter], group["betas"]
         state["step"] = step = state.get("step", 0) + 1
-        mean.lerp_(parameter.grad, 1 - first)
-        square.lerp_(parameter.grad.square(), 1 - second)
+        mean.lerp_(gradient, 1 - first)
+        square.lerp_(gradient.square(), 1 - second)
         return mean / (1 - first**step) / ((square / (1 - second**step)).sqrt() + group["eps"])
 
     def _kept(self, parameter: Tensor, name: str) -> Tensor:

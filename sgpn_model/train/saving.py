@@ -126,7 +126,7 @@ class Saver:
         found = _states(self.states)
         return found[max(found)] if found else None
 
-    def begin(self, model: TrainingModel, state: str | None, auto_resume: bool) -> int:
+    def begin(self, model: TrainingModel, state: str | Path | None, auto_resume: bool) -> int:
         """Loads the state to go on from, if there is one, and returns its step (0: from the start).
 
         Args:
@@ -147,7 +147,7 @@ class Saver:
         distributed.once(lambda: self._clear(step, archive=False))
         return step
 
-    def _first_usable(self, model: TrainingModel, state: str | None, auto_resume: bool) -> str | None:
+    def _first_usable(self, model: TrainingModel, state: str | Path | None, auto_resume: bool) -> str | Path | None:
         found = _states(self.states) if auto_resume else {}
         errors = []
         for number in sorted(found, reverse=True):

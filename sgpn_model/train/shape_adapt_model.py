@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sgpn_arch.errors import OptionError
+from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_arch.ranges import Amount, Fraction
 from sgpn_arch.registry import MODEL_REGISTRY
 from sgpn_model.train.losses import landmark_error, mesh_loss, pose_loss
@@ -39,6 +40,7 @@ class ShapeAdaptModel(TrainingModel):
     stage (a choice of ours).
     """
 
+    prior: ShapePrior
     NETWORKS = ("network_shape",)
     OPTIONS = ShapeAdaptOptions
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sgpn_arch.errors import OptionError
 from sgpn_arch.face3d.crop224 import warp_affine
+from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_arch.ranges import Amount, Fraction, Whole
 from sgpn_arch.registry import MODEL_REGISTRY
 from sgpn_arch.schema import Options
@@ -83,6 +84,7 @@ class ShapeModel(TrainingModel):
     The losses always compare with the clean photo and its landmarks, whether it is shown clean or degraded.
     """
 
+    prior: ShapePrior
     NETWORKS = ("network_shape",)
     OPTIONS = ShapeOptions
 

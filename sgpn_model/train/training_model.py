@@ -100,13 +100,15 @@ class TrainingModel:
     def __init__(self, opt: dict, device: torch.device):
         self.opt = opt
         self.device = device
-        self.file = training_file(type(self)).read(opt)
+        stage: Any = type(self)
+        self.file = training_file(stage).read(opt)
         self.train_opt = self.file.train
         self.memory_format = self._memory_format(self.file.channels_last)
         # A stage that works with 3D shapes sets it; its morphable model then goes with the checkpoints.
         self.prior: ShapePrior | None = None
-        self.networks: dict[str, nn.Module] = {}
-        self.ema: dict[str, nn.Module] = {}
+        # Networks are plugins: what they have beyond a module's methods, the stage that takes them knows.
+        self.networks: dict[str, Any] = {}
+        self.ema: dict[str, Any] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.base_rates: dict[str, float] = {}
         self.log: dict[str, float] = {}
@@ -120,7 +122,7 @@ class TrainingModel:
         self._failure: str | None = None
         self._written: dict[nn.Module, Any] = {}  # the forward pass of what is compiled, as it was
         self._blamed: tuple[dict, set[str]] = (self.log, set())
-        self._checkpoints: dict[str, Checkpoint] = {}  # those that were read while the stage is built
+        self._checkpoints: dict[str | Path, Checkpoint] = {}  # those that were read while the stage is built
         self.build()
         self._checkpoints.clear()
         distributed.share_weights([*self.networks.values(), *self.ema.values()])
@@ -136,12 +138,12 @@ class TrainingModel:
         wanted = self.file.compile
         for network in self.networks.values() if wanted else ():
             self._written[network] = network.forward
-            network.forward = torch.compile(network.forward, backend="inductor" if wanted is True else wanted)
+            network.forward = torch.compile(network.forward, backend=wanted if isinstance(wanted, str) else "inductor")
 
     # -- what a stage defines -----------------------------------------------------------------------------------------
 
     @classmethod
-    def needed_networks(cls, train: TrainOptions) -> tuple[str, ...]:
+    def needed_networks(cls, train: Any) -> tuple[str, ...]:
         """Those of NETWORKS that a training with these options builds."""
         return cls.NETWORKS
 
@@ -174,7 +176,7 @@ class TrainingModel:
 
     # -- building blocks ----------------------------------------------------------------------------------------------
 
-    def network(self, name: str, pretrained: str | None = None) -> nn.Module:
+    def network(self, name: str, pretrained: str | Path | None = None) -> nn.Module:
         """Builds the network that the section ``name`` describes, with the weights of a checkpoint if one is given."""
         if self.opt.get(name) is None:
             raise OptionError(
@@ -186,15 +188,15 @@ class TrainingModel:
             raise OptionError(f"{name}: {error}") from error
         if pretrained:
             self.load(network, pretrained, name)
-        return network.to(self.device, memory_format=self.memory_format)
+        return network.to(self.device).to(memory_format=self.memory_format)
 
-    def checkpoint(self, path: str) -> Checkpoint:
+    def checkpoint(self, path: str | Path) -> Checkpoint:
         """A checkpoint, read once while the stage is built."""
         if path not in self._checkpoints:
             self._checkpoints[path] = load_checkpoint(find_weights(path))
         return self._checkpoints[path]
 
-    def load(self, network: nn.Module, path: str, name: str) -> None:
+    def load(self, network: nn.Module, path: str | Path, name: str) -> None:
         """Gives a network the weights that a checkpoint has under ``name``."""
         weights = self.checkpoint(path).weights
         if name not in weights:
@@ -234,6 +236,7 @@ class TrainingModel:
 
     def with_regressor(self, regressor: nn.Module) -> ShapePrior:
         """The stage's shape prior with another regressor, evaluated and not trained; both have one morphable model."""
+        assert self.prior is not None
         return ShapePrior(regressor.eval().requires_grad_(False), self.prior.model, protocol=self.prior.protocol)
 
     def optimizer(self, name: str, parameters: Iterable[nn.Parameter], opt: OptimizerOptions | None) -> None:
@@ -257,8 +260,8 @@ class TrainingModel:
             network = self.networks[name]
             for mean, value in zip(average.parameters(), network.parameters(), strict=True):
                 mean.lerp_(value, 1 - decay)
-            for mean, value in zip(average.buffers(), network.buffers(), strict=True):
-                mean.copy_(value)
+            for kept, current in zip(average.buffers(), network.buffers(), strict=True):
+                kept.copy_(current)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Mixed precision where ``precision: bf16`` asks for it."""
@@ -408,7 +411,9 @@ class TrainingModel:
             **(about or {}),
         }
         weights = {name: network.state_dict() for name, network in released.items()}
-        save_checkpoint(path, weights, metadata, dtype, morphable_model=self.prior and self.prior.model)
+        save_checkpoint(
+            path, weights, metadata, dtype, morphable_model=None if self.prior is None else self.prior.model
+        )
 
     def training_state(self, step: int) -> dict[str, Any]:
         """All that a resumed run needs. Every process must call it: each has random numbers of its own.
@@ -417,7 +422,7 @@ class TrainingModel:
             FloatingPointError: a weight is not finite; such a state could only fail again.
         """
         own = {"random": _random_state(self.device), "own": self.process_state}
-        state = {
+        state: dict[str, Any] = {
             "step": step,
             "networks": {name: network.state_dict() for name, network in self.networks.items()},
             "ema": {name: network.state_dict() for name, network in self.ema.items()},
@@ -488,7 +493,7 @@ def _random_state(device: torch.device) -> dict[str, Any]:
     kind, keys, *rest = np.random.get_state()
     state = {
         "python": random.getstate(),
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys, np.int64)), *rest],
         "torch": torch.get_rng_state(),
     }
     if device.type == "cuda":

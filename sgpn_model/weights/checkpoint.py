@@ -225,7 +225,7 @@ def read_metadata(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
     return metadata
 
 
-def load_weights(network: torch.nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+def load_weights(network: torch.nn.Module, state: Mapping[str, Tensor], where: str | Path) -> None:
     """Loads a complete state dict.
 
     Raises:
