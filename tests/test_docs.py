@@ -1,4 +1,4 @@
-"""What the documentation points to is there: relative links lead to files, and code names to what a file defines."""
+"""What the documentation points to is there: links lead to files, code names to what a file defines, and no file is forgotten."""
 
 import ast
 import re
@@ -84,6 +84,13 @@ def test_the_method_is_linked_throughout():
     targets = [target for _, target in links((ROOT / "docs" / "method.md").read_text(encoding="utf-8"))]
     assert sum(target.startswith("../tests/") for target in targets) > 100
     assert sum(target.startswith("../sgpn_arch/") for target in targets) > 50
+
+
+def test_the_page_on_the_architecture_names_every_file_of_the_library_and_no_other():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = {Path(name).name for name in re.findall(r"`([\w/]+\.py)`", page)}
+    files = {path.name for folder in ("sgpn_arch", "data", "sgpn_model") for path in (ROOT / folder).rglob("[!_]*.py")}
+    assert named == files | {"sgpn.py", "test_import_graph.py"}
 
 
 CODE = """
