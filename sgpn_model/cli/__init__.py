@@ -13,7 +13,7 @@ COMMANDS = {
     "align": ("align", "cut the faces out of photos, to train on them"),
     "train": ("train", "train what an option file describes"),
     "test": ("testing", "measure what an option file describes, and write a report"),
-    "ablate": ("ablate", "train and test variants of a model alike, and compare them"),
+    "ablate": ("ablate", "train and test variants of a model in the same way, and compare them"),
     "bench": ("bench", "measure how fast this machine restores"),
     "options": ("options", "show and check option files"),
     "weights": ("weights", "list, fetch, verify, show and convert weights"),

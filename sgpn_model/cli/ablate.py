@@ -5,7 +5,9 @@ import argparse
 from sgpn_arch.ranges import Whole
 from sgpn_model.cli.arguments import add_data, add_device, add_set, start_long_run, typed
 
-DESCRIPTION = "Train every option file with every seed, test all, and write a comparison. What is done is skipped."
+DESCRIPTION = (
+    "Train every option file with every seed, test all of them, and write a comparison. Finished runs are skipped."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("options_paths", nargs="+", metavar="OPTIONS", help="option files; the others are compared with the first")
     add("-o", "--output", default="experiments/ablation", metavar="OUT", help="folder")
-    add("--seeds", nargs="+", type=typed(Whole), default=[0, 1], metavar="SEED", help="of each training")
+    add("--seeds", nargs="+", type=typed(Whole), default=[0, 1], metavar="SEED", help="seeds of the trainings")
     add_data(parser)
     add_set(parser)
     add_device(parser, None)

@@ -28,12 +28,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("-o", "--output", required=True, metavar="OUT", help="folder for the faces")
     add("--size", type=typed(Annotated[int, Ge(16)]), default=512, metavar="PIXELS", help="side of the faces")
-    add("--template", type=typed(Template), default="ffhq", metavar="ffhq|gpen", help="where eyes, nose and mouth lie")
+    add(
+        "--template",
+        type=typed(Template),
+        default="ffhq",
+        metavar="ffhq|gpen",
+        help="where eyes, nose and mouth are placed",
+    )
     add(
         "--min-pixels",
         type=typed(Count),
         metavar="PIXELS",
-        help="leave out faces that show fewer (default: half of --size)",
+        help="leave out faces that cover fewer pixels of the photo (default: half of --size)",
     )
     add("--only-largest", action="store_true", help="take only the largest face of each photo")
     add("--no-landmarks", dest="landmarks", action="store_false", help="do not look for the 68 landmarks")

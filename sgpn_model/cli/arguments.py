@@ -37,8 +37,8 @@ def add_data(parser: argparse.ArgumentParser, required: bool = False) -> None:
         default=[],
         required=required,
         metavar="FOLDER",
-        help="folders of aligned faces (sgpn align makes one), which are joined: split as their train/ and val/ say, or else one "
-        "picture in ten is held back for validation",
+        help="folders of aligned faces, as sgpn align makes them. Their train/ and val/ are used where they have these; "
+        "otherwise one picture in ten is held back for validation",
     )
 
 

@@ -15,7 +15,7 @@ from typing import Final
 from sgpn_arch.ranges import Count, Positive
 from sgpn_model.cli.arguments import add_device, typed
 
-DESCRIPTION = "Measure how fast this machine restores. One table, printed and written to OUT as JSON."
+DESCRIPTION = "Measure how fast this machine restores. Prints one table, and writes it to OUT as JSON."
 BACKBONE: Final = "resnet50"  # the paper's regressor
 AS_WRITTEN = "as written"  # in place of a precision, for a network that cannot be made ready for inference
 # A row's keys -> the columns of the printed table; +- is between the quartiles.
@@ -27,14 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-o", "--output", default="experiments/bench.json", metavar="OUT", help="file")
     add("--weights", metavar="NAME|FILE", help="networks to measure (default: random ones of the paper's size)")
-    add("--size", type=typed(Count), metavar="PIXELS", help="of random networks (default: 512, the paper's)")
-    add("--width", type=typed(Positive), metavar="FACTOR", help="of their channels (default: 1, the paper's)")
+    add("--size", type=typed(Count), metavar="PIXELS", help="size of the random networks (default: 512, the paper's)")
+    add("--width", type=typed(Positive), metavar="FACTOR", help="factor on their channels (default: 1, the paper's)")
     add(
         "--batch",
         type=typed(Count),
         default=1,
         metavar="N",
-        help="faces that the network gets at once",
+        help="faces per batch",
     )
     add("--photo", metavar="FILE", help="the photo to restore (default: scikit-image's astronaut)")
     add(
@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "fp32", "bf16", "fp16"),
         help="numbers to compute with (default: fp32, and what the device multiplies in hardware)",
     )
-    add("--threads", type=typed(Count), metavar="N", help="of PyTorch (default: PyTorch's)")
-    add("--seconds", type=typed(Positive), default=10.0, metavar="N", help="for each measurement")
+    add("--threads", type=typed(Count), metavar="N", help="threads of PyTorch (default: PyTorch's own choice)")
+    add("--seconds", type=typed(Positive), default=10.0, metavar="N", help="time for each measurement")
     add_device(parser, "auto")
     parser.set_defaults(run=run)
 

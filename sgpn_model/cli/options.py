@@ -20,19 +20,19 @@ DESCRIPTION = "Show and check option files."
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The tasks and their arguments, and what runs."""
     tasks = parser.add_subparsers(title="tasks", metavar="TASK", required=True)
-    task = tasks.add_parser("show", help="print what an option file means, with all that it inherits")
+    task = tasks.add_parser("show", help="print an option file with everything that it inherits")
     task.add_argument("file", metavar="FILE", help="an option file")
-    task.add_argument("--origin", action="store_true", help="say behind each option in which file it was written")
+    task.add_argument("--origin", action="store_true", help="show the file that each option comes from")
     task.set_defaults(run=show)
     add_set(task)
-    task = tasks.add_parser("list", help="name the option files that ship, each with what it is for")
+    task = tasks.add_parser("list", help="list the option files that ship, with what each is for")
     task.set_defaults(run=listing)
-    task = tasks.add_parser("docs", help="print docs/options.md: every option, what it may be, and its default")
+    task = tasks.add_parser("docs", help="print docs/options.md: every option with its allowed values and its default")
     task.set_defaults(run=docs)
-    task = tasks.add_parser("check", help="check option files as the commands that they are for would")
+    task = tasks.add_parser("check", help="check option files as the commands that use them do")
     task.add_argument("files", nargs="+", metavar="FILE", help="option files")
     task.add_argument(
-        "--no-files", dest="look", action="store_false", help="do not look for the data and weights they name"
+        "--no-files", dest="look", action="store_false", help="do not check that the data and weights in them exist"
     )
     task.set_defaults(run=check)
     add_set(task)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sgpn_model.restore.album import Done, Job
     from sgpn_model.restore.stream import Outcome
 
-DESCRIPTION = "Restore the faces in photos. Each result is OUT/NAME.EXT, of the photo's size and upright."
+DESCRIPTION = "Restore the faces in photos. Writes OUT/NAME.EXT for each photo, upright and at the photo's size."
 
 DEMO_NAME = "astronaut"
 # The demonstration's degradation: a photo whose face is about 100 pixels wide, made hard but not hopeless.
@@ -31,8 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("inputs", nargs="*", metavar="PHOTO_OR_FOLDER", help="photos, or folders of photos (not folders inside them)")
     add("-o", "--output", default="results", metavar="OUT", help="folder for the results")
     add("--aligned", action="store_true", help="the photos are aligned square faces; write the restored crops")
-    add("--mask", metavar="MASK", help="fill the photo where this picture of its size is white; the rest stays")
-    add("--weights", default="default", metavar="NAME|FILE", help="weights that ship, or a checkpoint file")
+    add(
+        "--mask",
+        metavar="MASK",
+        help="fill the photo where this picture of the same size is white; the rest stays unchanged",
+    )
+    add("--weights", default="default", metavar="NAME|FILE", help="name of weights that ship, or a checkpoint file")
     add_device(parser, "auto")
     add_detector(parser)
     add(
@@ -47,12 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=typed(Fraction | Literal["auto"]),
         default="auto",
         metavar="W",
-        help="how much of the photo is kept: from 0, the restoration, to 1, the photo (default: auto, the restoration, and "
-        "with it the finer detail of photos that are sharp)",
+        help="how much of the photo to keep, from 0 (the restoration) to 1 (the photo); auto, the default, is the restoration "
+        "with the finer detail of sharp photos",
     )
     add("--only-largest", action="store_true", help="restore only the largest face of each photo")
     add("--save-parts", action="store_true", help="write crops, renderings, masks and sheets to OUT/parts")
-    add("--ext", default="auto", choices=("auto", "png", "jpg"), help="kind of the results (default: the photo's)")
+    add("--ext", default="auto", choices=("auto", "png", "jpg"), help="format of the results (default: the photo's)")
     add("--demo", action="store_true", help="degrade scikit-image's astronaut and restore it")
     parser.set_defaults(run=functools.partial(run, parser.error))
 

@@ -18,9 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[NAME=]PLACE",
-        help="one more row: a folder of pictures that something restored from the test's inputs, or weights",
+        help="one more row: weights, or a folder of pictures that another program restored from the test's inputs",
     )
-    add("--save-inputs", metavar="DIR", help="write the degraded pictures, so that something else can restore them")
+    add("--save-inputs", metavar="DIR", help="write the degraded pictures, so that another program can restore them")
     parser.set_defaults(run=run)
 
 

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable
 
-DESCRIPTION = "Weights that this library can use: docs/weights.md says what is known of them."
+DESCRIPTION = "Weights that this library can use; docs/weights.md says what is known about them."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,15 +12,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_task(tasks, "list", list_catalogue, "what there is, and whether it is on this machine")
     fetch_task = _add_task(tasks, "fetch", fetch, "download weights of the list and verify them")
     fetch_task.add_argument("name", metavar="NAME", help="a name in the list")
-    fetch_task.add_argument("-o", "--output", metavar="DIR", help="folder to put them into (default: the cache folder)")
-    for function, told in ((verify, "whether a file is whole, safe and usable"), (show, "what is in a file")):
+    fetch_task.add_argument("-o", "--output", metavar="DIR", help="folder for the file (default: the cache folder)")
+    for function, told in ((verify, "whether a file is complete, safe and usable"), (show, "what is in a file")):
         task = _add_task(tasks, function.__name__, function, told)
         task.add_argument("file", metavar="FILE", help="a file of weights, a name in the list, or default")
     add = _add_task(tasks, "convert", convert, "turn the authors' released weights into a checkpoint").add_argument
     add("--sgpn", metavar="FILE", help="the authors' sgpn.pth")
     add("--d3dfr", metavar="FILE", help="the authors' d3dfr_*.pth, or Deep3DFaceRecon's epoch_20.pth")
     add("--bfm", metavar="DIR", help="folder of the Basel Face Model")
-    add("--init-prior", metavar="FILE", help="a GPEN generator to start a training from, in place of --sgpn")
+    add("--init-prior", metavar="FILE", help="a GPEN generator to start training from, instead of --sgpn")
     add("-o", "--output", required=True, metavar="OUT", help="the checkpoint to write (.safetensors)")
 
 
