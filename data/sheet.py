@@ -1,35 +1,80 @@
-"""Comparison sheets: several pictures side by side at one height, each under its title."""
+"""Sheets of pictures: columns under their titles, a row for each face, grey where a picture is missing."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
-HEIGHT, GAP, TITLE = 384, 12, 44
-PAPER, INK = (255, 255, 255), (40, 40, 40)
+from sgpn_data.alignment import resize
+
+# The sizes of cells, and how wide a whole sheet may be, in pixels.
+SMALLEST_CELL, LARGEST_CELL, WIDEST = 192, 512, 6000
+GAP, MARGIN = 6, 10
+PAPER, INK, MISSING = (255, 255, 255), (30, 30, 30), (215, 215, 215)
 
 
-def comparison_sheet(panels: Mapping[str, np.ndarray], height: int = HEIGHT) -> np.ndarray:
-    """title -> uint8 picture (BGR HxWx3 or grey HxW), to one uint8 BGR picture with the panels from left to right.
+def labelled_grid(
+    columns: Mapping[str, Sequence[np.ndarray | None]], names: Sequence[str], smallest: int = SMALLEST_CELL
+) -> np.ndarray:
+    """Pictures in columns under their titles, the rows' names at the left; grey where a picture is missing.
 
-    Pictures are enlarged bicubically or reduced by averaging to ``height``, or to the tallest one's if that is more.
+    Args:
+        columns: title -> pictures, uint8 BGR (H, W, 3) or grey (H, W), one per row. names: of the rows.
+        smallest: side of a cell, in pixels, that smaller pictures are enlarged to.
     """
-    height = max(height, *(picture.shape[0] for picture in panels.values()))
-    columns = []
-    for title, picture in panels.items():
-        columns += [_column(title, picture, height), _paper(TITLE + height + GAP, GAP)]
-    return np.hstack([_paper(TITLE + height + GAP, GAP), *columns])
+    largest = max(picture.shape[0] for pictures in columns.values() for picture in pictures if picture is not None)
+    cell = min(max(largest, smallest), LARGEST_CELL, max(SMALLEST_CELL // 2, WIDEST // (len(columns) + 1)))
+    font: Any = ImageFont.load_default(max(12, cell // 16))
+    titles = {title: _wrapped(title, font, cell) for title in columns}
+    labels = [_wrapped(name, font, cell // 2) for name in names]
+    line = sum(font.getmetrics()) + 2
+    top = line * max(title.count("\n") + 1 for title in titles.values()) + 2 * MARGIN
+    left = int(max(font.getlength(part) for label in labels for part in label.split("\n"))) + 2 * MARGIN
+    height, width = top + len(names) * (cell + GAP), left + len(columns) * (cell + GAP)
+    sheet = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for row, label in enumerate(labels):
+        draw.text((MARGIN, top + row * (cell + GAP) + MARGIN), label, INK, font)
+    for column, (title, pictures) in enumerate(columns.items()):
+        x = left + column * (cell + GAP)
+        draw.text((x + 2, MARGIN), titles[title], INK, font)
+        for row, picture in enumerate(pictures):
+            y = top + row * (cell + GAP)
+            sheet.paste(_cell_picture(picture, cell), (x, y))
+            if picture is None:
+                draw.text((x + cell / 2, y + cell / 2), "missing", INK, font, anchor="mm")
+    return np.ascontiguousarray(np.asarray(sheet)[..., ::-1])
 
 
-def _column(title: str, picture: np.ndarray, height: int) -> np.ndarray:
+def _cell_picture(picture: np.ndarray | None, cell: int) -> Image.Image:
+    if picture is None:
+        return Image.new("RGB", (cell, cell), MISSING)
     if picture.ndim == 2:
         picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
-    width = max(1, round(picture.shape[1] * height / picture.shape[0]))
-    how = cv2.INTER_AREA if height < picture.shape[0] else cv2.INTER_CUBIC
-    header = _paper(TITLE, width)
-    cv2.putText(header, title, (2, TITLE - 14), cv2.FONT_HERSHEY_SIMPLEX, 0.8, INK, 2, cv2.LINE_AA)
-    return np.vstack([header, cv2.resize(picture, (width, height), interpolation=how), _paper(GAP, width)])
+    return Image.fromarray(np.ascontiguousarray(resize(picture, (cell, cell))[..., ::-1]))
 
 
-def _paper(height: int, width: int) -> np.ndarray:
-    return np.full((height, width, 3), PAPER, np.uint8)
+def _wrapped(text: str, font: ImageFont.ImageFont, width: int) -> str:
+    """Text in lines that fit the width; broken at blanks and behind underscores, and within words that are too long."""
+    lines = []
+    for paragraph in text.split("\n"):
+        line = ""
+        for part in re.findall(r"[^\s_]*[_\s]|[^\s_]+", paragraph):
+            for piece in _pieces(part, font, width):
+                if line and font.getlength((line + piece).rstrip()) > width:
+                    lines.append(line.rstrip())
+                    line = ""
+                line += piece
+        lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+def _pieces(part: str, font: ImageFont.ImageFont, width: int) -> list[str]:
+    """A word, or as many letters of it at a time as fit."""
+    if font.getlength(part) <= width:
+        return [part]
+    count = max(1, int(len(part) * width / font.getlength(part)))
+    return [part[start : start + count] for start in range(0, len(part), count)]

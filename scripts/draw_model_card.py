@@ -11,16 +11,17 @@ classical pictures are those that scripts/judge_levels.py left in the levels' fo
 import argparse
 from pathlib import Path
 
+import numpy as np
 import torch
 from judge_levels import LEVELS, test_set
-from torch.nn import functional as F
 
+from sgpn_data.alignment import resize
 from sgpn_data.photos import write_picture
+from sgpn_data.sheet import labelled_grid
 from sgpn_data.tensors import to_images
 from sgpn_model.cli.arguments import add_data
 from sgpn_model.config.registries import fill_registries
-from sgpn_model.evaluate.evaluate import CropRestorer, FolderRestorer, parse_restorers
-from sgpn_model.evaluate.report import labelled_grid
+from sgpn_model.evaluate.evaluate import FolderRestorer, WeightsRestorer, parse_restorers
 
 SHAPE_LEVELS = ("clean", *LEVELS)
 SHAPE_FACES = (
@@ -46,16 +47,20 @@ def items(data: list[str], level: str, names: tuple[str, ...]) -> dict:
     return {key: torch.stack([item[key] for item in chosen]) for key in ("lq", "hq", "points5", "landmarks68")}
 
 
-def draw_shapes(restorer: CropRestorer, data: list[str], faces: tuple[str, ...]) -> dict[str, list]:
+def draw_shapes(restorer: WeightsRestorer, data: list[str], faces: tuple[str, ...]) -> dict[str, list]:
     """Columns: for every level the photo, and its rendering laid on it."""
     columns = {}
     for level in SHAPE_LEVELS:
         batch = items(data, level, faces)
-        render = restorer(batch, faces).render
-        covered = (render > -1).any(dim=1, keepdim=True)
-        photo = F.interpolate(batch["lq"], size=render.shape[-1])
-        columns[level] = list(to_images(photo))
-        columns[f"{level}: rendering"] = list(to_images(torch.where(covered, render, photo)))
+        shown = restorer(batch, faces).faces
+        photos = [
+            resize(photo, face.render.shape[1::-1]) for photo, face in zip(to_images(batch["lq"]), shown, strict=True)
+        ]
+        columns[level] = photos
+        columns[f"{level}: rendering"] = [
+            np.where(face.render_mask[..., None] > 0, face.render, photo)
+            for photo, face in zip(photos, shown, strict=True)
+        ]
     return columns
 
 
@@ -95,12 +100,12 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     fill_registries()
-    ours = CropRestorer(arguments.weights, "cpu")
+    ours = WeightsRestorer(arguments.weights, "cpu")
     faces = chosen_faces(arguments.data)
     shapes = labelled_grid(draw_shapes(ours, arguments.data, faces), [""] * len(faces))
     write_picture(arguments.output / "open_shapes.jpg", shapes)
     others = {
-        name: CropRestorer(place, "cpu", 0) for name, place in parse_restorers(arguments.restorer).items()
+        name: WeightsRestorer(place, "cpu", 0) for name, place in parse_restorers(arguments.restorer).items()
     }  # as judged
     columns, names = draw_restorations({**others, "SGPN": ours}, arguments.data, faces, arguments.levels_folder)
     write_picture(arguments.output / "open_levels.jpg", labelled_grid(columns, names))

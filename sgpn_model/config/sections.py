@@ -236,6 +236,9 @@ class TestSets(Options):
     """The faces to measure with."""
 
 
+Points = Literal["detected", "true", "template"]
+
+
 class RestorerOptions(Options):
     """``restorers.NAME``: weights, and how they are used."""
 
@@ -243,6 +246,8 @@ class RestorerOptions(Options):
     """A shipped name or a checkpoint file."""
     fidelity: Fraction | Literal["auto"] = "auto"
     """How much of the photo is kept, as ``sgpn restore --fidelity``."""
+    points: Points | None = None
+    """The five points of each face for this row; by default the file's ``points``."""
 
 
 def read_restorer(given: Any) -> RestorerOptions:
@@ -282,6 +287,9 @@ class TestingFile(Options):
     ] = {}
     """Row of the table -> weights (a shipped name, a checkpoint, or ``{weights: ..., fidelity: ...}``), or a folder of pictures
     that something else restored."""
+    points: Points = "detected"
+    """Which five points of a face restorers get: those that ``sgpn restore --aligned`` takes, the true ones, or the
+    template's."""
     judge: str = "default"
     """Weights whose regressor finds the landmarks."""
     metrics: Annotated[list[Metric], Field(min_length=1), Told("a list of metrics' names")]

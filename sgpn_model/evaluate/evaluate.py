@@ -6,16 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from sgpn_arch.errors import OptionError
 from sgpn_arch.face3d.shape_prior import ShapePrior
-from sgpn_arch.fusion_arch import mask_pictures
+from sgpn_data.alignment import resize, scale_points, template_points
 from sgpn_data.photos import READ_SUFFIXES, ImageError, read_photo, write_picture
 from sgpn_data.tensors import to_images, to_tensor
 from sgpn_model.config.checking import checked_options
@@ -36,7 +34,7 @@ from sgpn_model.evaluate.report import (
     markdown,
     write_report,
 )
-from sgpn_model.restore.fidelity import taken_back
+from sgpn_model.restore.restorer import FaceRestorer, RestoredFace
 from sgpn_model.train.batches import build_dataset, evaluation_batches
 from sgpn_model.train.losses import landmark_error
 from sgpn_model.weights.pretrained import find_weights, load_networks
@@ -86,8 +84,10 @@ def evaluate(
     """Scores the degraded input and every restorer of an option file face by face, and writes nothing but the inputs.
 
     ``restorers`` of the file maps a row's name to weights (a shipped name or a checkpoint file, or ``{weights: ...,
-    fidelity: 0..1 or auto}``) or to a folder of pictures that were restored elsewhere, see :class:`FolderRestorer`; one
-    that is not there is left out with a warning.
+    fidelity: 0..1 or auto, points: ...}``) or to a folder of pictures that were restored elsewhere, see
+    :class:`FolderRestorer`; one that is not there is left out with a warning. Weights restore through ``FaceRestorer``,
+    as ``sgpn restore --aligned`` does; ``points`` says which five points of a face it gets: those that it detects (the default), the true ones or the
+    template's.
     ``metrics`` lists registered metrics; ``landmark_error``, which a regressor measures, is always given, and the error
     of a restorer's own shape prior where it has one. ``judge`` names the weights whose regressor looks for the
     landmarks (default: the shipped ones).
@@ -111,7 +111,7 @@ def evaluate(
         torch.set_num_threads(file.num_threads)
     scores = Scores(options=opt, device=str(place))
     metrics = _build_metrics(file.metrics, place, scores)
-    rows = _load_restorers(file.restorers, place, scores)
+    rows = _load_restorers(file.restorers, file.points, place, scores)
     judge = load_networks(file.judge)[1].eval().to(place)
     if save_inputs:
         _check_inputs_folder(Path(save_inputs), dataset)
@@ -163,7 +163,7 @@ def _build_metrics(names: Iterable[str], device: torch.device, scores: Scores) -
 
 
 def _load_restorers(
-    restorers: Mapping[str, RestorerOptions], device: torch.device, scores: Scores
+    restorers: Mapping[str, RestorerOptions], default_points: str, device: torch.device, scores: Scores
 ) -> dict[str, Callable]:
     rows: dict[str, Callable] = {}
     for name, options in restorers.items():
@@ -176,7 +176,9 @@ def _load_restorers(
         except ValueError as error:
             scores.leave_out(f"the row '{name}': {error}; nor is it a folder")
             continue
-        rows[name] = CropRestorer(place, device, options.fidelity)
+        points = options.points or default_points
+        rows[name] = WeightsRestorer(place, str(device), options.fidelity, points)
+        scores.points[name] = points
     return rows
 
 
@@ -190,58 +192,55 @@ class Restored:
 
     Attributes:
         images: (N, 3, S, S) RGB in [-1, 1]. known: which of them there are.
-        render: (N, 3, s, s) of its shape prior, or None. masks: resolution -> (N, 1, r, r), white trusts the photo.
+        faces: what the predictor says of each, or None for pictures that something else made.
         errors: of its shape prior, one value per face.
     """
 
     images: Tensor
     known: list[bool]
-    render: Tensor | None = None
-    masks: dict[int, Tensor] = field(default_factory=dict)
+    faces: list[RestoredFace] | None = None
     errors: dict[str, list[float]] = field(default_factory=dict)
 
 
-class CropRestorer:
-    """Restores batches of aligned crops with the networks of one checkpoint, at whatever size the crops have."""
+class WeightsRestorer:
+    """Restores aligned crops of any size as ``sgpn restore --aligned`` does, and says how far its shape prior is off.
 
-    def __init__(self, weights: str, device: torch.device | str, fidelity: float | str = "auto"):
-        self.fidelity = fidelity
-        network, prior, _ = load_networks(weights)
-        self.network: Any = network.eval().to(device).to(memory_format=torch.channels_last)
-        self.prior = prior.eval().to(device)
+    Args:
+        weights, device, fidelity: of ``FaceRestorer``.
+        points: the five points of a face: "detected", as the predictor finds them; "true", the test's; or "template".
+    """
 
-    @torch.inference_mode()
+    def __init__(self, weights: str, device: str, fidelity: float | str = "auto", points: str = "detected"):
+        self.restorer = FaceRestorer.from_pretrained(weights, device, fidelity=fidelity)
+        self.points = points
+
     def __call__(self, batch: Mapping, names: Sequence[str]) -> Restored:
-        """A batch of the test's dataset -> restored crops, clamped, and what its shape prior and masks look like."""
-        size, own = batch["lq"].shape[-1], self.network.size
-        crops, points = _resize(batch["lq"], own), _scale_points(batch["points5"], size, own)
-        shape = self.prior(crops, points)
-        images, masks = self.network(crops, shape.render, shape.coeffs, return_masks=True)
-        landmarks = _scale_points(batch["landmarks68"], size, own)
+        """A batch of the test's dataset -> restored crops, and what the predictor says of each."""
+        restorer, size = self.restorer, batch["lq"].shape[-1]
+        template = template_points(restorer.template, size)
+        photos = []
+        for number, lq in enumerate(to_images(batch["lq"])):
+            given = {"detected": None, "template": template, "true": batch["points5"][number].cpu().numpy()}
+            hole = (batch["mask"][number, 0].cpu().numpy() * 255).astype(np.uint8) if "mask" in batch else None
+            photos.append(restorer.prepare(lq, aligned=True, mask=hole, points5=given[self.points]))
+        faces = [face for photo in photos for face in photo.faces]
+        restorer.run(faces)
+        images = [resize(restorer.finish(photo).image, (size, size)) for photo in photos]
+        truth = [resize(picture, (restorer.size, restorer.size)) for picture in to_images(batch["hq"])]
+        landmarks = scale_points(batch["landmarks68"].cpu().numpy(), size, restorer.size)
+        found = np.stack([face.landmarks for face in faces])
         errors = {
-            PRIOR_LANDMARK_ERROR: landmark_error(shape.landmarks, landmarks).tolist(),
-            PRIOR_RENDERING_ERROR: rendering_error(shape.render, shape.mask, _resize(batch["hq"], own)).tolist(),
+            PRIOR_LANDMARK_ERROR: landmark_error(torch.from_numpy(found), torch.from_numpy(landmarks)).tolist(),
+            PRIOR_RENDERING_ERROR: [
+                rendering_error(f.render, f.render_mask, t) for f, t in zip(faces, truth, strict=True)
+            ],
         }
-        images, kept = taken_back(images, crops, self.fidelity)
-        images = _resize(images, size)
-        if size > own:
-            images = images + kept[:, None, None, None] * (batch["lq"] - _resize(crops, size))
-        images = images.clamp(-1, 1)
-        return Restored(images, [True] * len(images), shape.render, mask_pictures(masks), errors)
+        tensor = torch.stack([to_tensor(image) for image in images]).to(batch["lq"].device)
+        return Restored(tensor, [True] * len(images), faces, errors)
 
     def notes(self) -> list[str]:
         """Nothing that a reader should know."""
         return []
-
-
-def _resize(images: Tensor, size: int) -> Tensor:
-    if images.shape[-1] == size:
-        return images
-    return F.interpolate(images, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
-
-
-def _scale_points(points: Tensor, size: int, own: int) -> Tensor:
-    return (points + 0.5) * (own / size) - 0.5
 
 
 class FolderRestorer:
@@ -284,10 +283,10 @@ class FolderRestorer:
         if height != width:
             self.unusable[name] = f"{width}x{height}, not square"
             return None
-        if height == size:
-            return picture
-        self.resized[name] = height
-        return cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA if height > size else cv2.INTER_CUBIC)
+        if height != size:
+            self.resized[name] = height
+            picture = resize(picture, (size, size))
+        return picture
 
     def notes(self) -> list[str]:
         """What a reader should know of the pictures that were asked for so far."""
@@ -461,13 +460,6 @@ def _landmarks(judge: ShapePrior, images: Tensor, points: Tensor) -> Tensor:
 
 
 def _row_pictures(restored: Restored, number: int) -> RowPictures:
-    part = slice(number, number + 1)
-    return RowPictures(
-        to_images(restored.images[part])[0] if restored.known[number] else None,
-        None if restored.render is None else to_images(restored.render[part])[0],
-        {resolution: _grey(mask[number, 0]) for resolution, mask in restored.masks.items()},
-    )
-
-
-def _grey(mask: Tensor) -> np.ndarray:
-    return (mask.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    image = to_images(restored.images[number : number + 1])[0] if restored.known[number] else None
+    face = None if restored.faces is None else restored.faces[number]
+    return RowPictures(image) if face is None else RowPictures(image, face.render, face.mask)

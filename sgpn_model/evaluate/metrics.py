@@ -31,8 +31,6 @@ ARCFACE_SIZE = 112
 ARCFACE_POINTS = np.array(TEMPLATES["gpen"]) * (168 / 512) - 28
 # Faces are shown to dlib at this size, which its distances in pixels are about.
 DLIB_SIZE = 512
-# The mask of a rendering must say so surely that a pixel is the face's: the warp blurs its edge.
-SURELY_FACE = 0.999
 
 
 class MetricUnavailable(UserError):
@@ -495,13 +493,12 @@ class identity_dlib(_Dlib):
 # Shapes
 
 
-def rendering_error(render: Tensor, mask: Tensor, truth: Tensor) -> Tensor:
-    """Mean absolute difference of a rendering from the photo of the face, where the mesh is, in grey levels of 255: (N,).
+def rendering_error(render: np.ndarray, mask: np.ndarray, truth: np.ndarray) -> float:
+    """Mean absolute difference of a rendering from the photo of the face, where the mesh is, in grey levels of 255.
 
     Args:
-        render, truth: (N, 3, S, S) in [-1, 1]. mask: (N, 1, S, S) in 0..1; its blurred edge does not count. NaN where
-            the mesh is nowhere in the picture.
+        render, truth: uint8 (S, S, 3). mask: uint8 (S, S), 255 where the mesh covers a pixel; its blurred edge does not
+            count. NaN where the mesh is nowhere in the picture.
     """
-    inside = (mask >= SURELY_FACE).expand_as(render)
-    total = ((render - truth).abs() * inside).sum((1, 2, 3))
-    return 127.5 * total / inside.sum((1, 2, 3))
+    inside = mask == 255
+    return float(np.abs(render[inside].astype(float) - truth[inside]).mean()) if inside.any() else float("nan")

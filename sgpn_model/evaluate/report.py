@@ -5,20 +5,18 @@ import json
 import logging
 import math
 import platform
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import yaml
-from PIL import Image, ImageDraw, ImageFont
 
 from sgpn_arch.registry import METRIC_REGISTRY
 from sgpn_data.photos import write_picture
+from sgpn_data.sheet import labelled_grid
 from sgpn_model.config.sections import INPUT, TRUTH
 from sgpn_model.train.batches import mean_of_known
 
@@ -40,13 +38,7 @@ EXPLAINED = {
 PACKAGES = ("sgpn", "torch", "torchvision", "numpy", "opencv-python", "scikit-image", "basicsr", "facexlib", "lpips",
             "torch-fidelity")  # fmt: skip
 
-# Grids: how many faces, the sizes of their cells and how wide a whole grid may be, in pixels.
-GRID_ROWS = 8
-SMALLEST_CELL, LARGEST_CELL, WIDEST = 192, 512, 6000
-GAP, MARGIN = 6, 10
-PAPER, INK, MISSING = (255, 255, 255), (30, 30, 30), (215, 215, 215)
-# How many of the finest resolutions' masks are shown.
-MASKS = 3
+GRID_ROWS = 8  # faces that the grid shows
 
 # Plots: colours of the rows, inches of a panel, and into how many groups of input quality the faces are divided.
 LIGHT, DARK = "0.7", "0.4"
@@ -56,11 +48,11 @@ GROUPS = 5
 
 @dataclass
 class RowPictures:
-    """One face in one row, uint8 BGR: the picture (None if missing), the rendering and the grey masks by resolution."""
+    """One face in one row, uint8 BGR: the picture (None if missing), the rendering and the grey mask (white: photo)."""
 
     image: np.ndarray | None
     render: np.ndarray | None = None
-    masks: dict[int, np.ndarray] = field(default_factory=dict)
+    mask: np.ndarray | None = None
 
 
 @dataclass
@@ -81,7 +73,7 @@ class Scores:
         of_sets: row -> metric -> the value of a whole row. order: of the columns.
         input_psnr: of each face's degraded picture, dB. pictures: the faces that the grids show.
         left_out, notes: what is not in the table and why, and what its reader should know.
-        known: row -> how many faces there are pictures of.
+        known: row -> how many faces there are pictures of. points: row -> which five points of a face its restorer got.
     """
 
     options: dict[str, Any]
@@ -95,11 +87,13 @@ class Scores:
     left_out: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     known: dict[str, int] = field(default_factory=dict)
+    points: dict[str, str] = field(default_factory=dict)
 
     def labels(self) -> dict[str, str]:
-        """Row -> its name, with the number of faces that it is about where those are not all."""
+        """Row -> its name, with the points that it got, and the number of faces that it is about where those are not all."""
         total = len(self.faces)
-        return {row: f"{row} ({known} of {total} faces)" for row, known in self.known.items() if known < total}
+        few = {row: f"{row} ({known} of {total} faces)" for row, known in self.known.items() if known < total}
+        return {**few, **{row: f"{row} ({points} points)" for row, points in self.points.items()}}
 
     def leave_out(self, why: str) -> None:
         """Notes, and warns, that something is not measured."""
@@ -142,15 +136,12 @@ def chosen_faces(count: int) -> set[int]:
 
 
 def write_report(folder: Path, scores: Scores) -> None:
-    """Writes report.json, report.md, grid.jpg, masks_*.jpg for rows with masks, and, with matplotlib, plots."""
+    """Writes report.json, report.md, grid.jpg and, with matplotlib, plots."""
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = {"faces": "grid.jpg"} if scores.pictures else {}
+    pictures = {}
     if scores.pictures:
         write_picture(folder / "grid.jpg", picture_grid(scores.pictures))
-    for row in _rows_with_masks(scores.pictures):
-        name = f"masks_{_slug(row, pictures.values())}.jpg"
-        write_picture(folder / name, mask_grid(scores.pictures, row))
-        pictures[f"masks of {row}: white trusts the photo, black the rendering"] = name
+        pictures["faces; in the masks white trusts the photo, black the rendering"] = "grid.jpg"
     pictures.update(_write_plots(folder, scores))
     text = json.dumps(_as_json(scores), indent=1, ensure_ascii=False, allow_nan=False)
     (folder / "report.json").write_text(text, encoding="utf-8")
@@ -178,6 +169,7 @@ def _as_json(scores: Scores) -> dict[str, Any]:
         "left_out": scores.left_out,
         "notes": scores.notes,
         "options": scores.options,
+        "points": scores.points,
         "names": scores.faces,
         "input_psnr": [_number(value) for value in scores.input_psnr],
         "values": values,
@@ -249,110 +241,21 @@ def heading(name: str) -> str:
     return f"{name}{', ' + unit if unit else ''} {'↑' if metric.higher_is_better else '↓'}"
 
 
-def _slug(row: str, taken: Iterable[str]) -> str:
-    slug = re.sub(r"[^a-z0-9]+", "_", row.lower()).strip("_") or "row"
-    number, name = 1, slug
-    while f"masks_{name}.jpg" in taken:
-        number += 1
-        name = f"{slug}_{number}"
-    return name
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# Grids of pictures
-
-
-def _rows_with_masks(faces: Sequence[FacePictures]) -> list[str]:
-    return [row for row, pictures in faces[0].rows.items() if pictures.masks] if faces else []
+# Grid of pictures
 
 
 def picture_grid(faces: Sequence[FacePictures]) -> np.ndarray:
-    """A row per face: input, then each restorer (with its rendering and finest mask before it), truth. uint8 BGR."""
+    """A row per face: input, then each restorer (with its rendering and mask before it), truth. uint8 BGR."""
     columns: dict[str, list] = {}
     for face in faces:
         for row, pictures in face.rows.items():
-            if pictures.masks:
+            if pictures.render is not None:
                 columns.setdefault(f"{row}:\nrendering", []).append(pictures.render)
-                columns.setdefault(f"{row}:\nmask", []).append(pictures.masks[max(pictures.masks)])
+            if pictures.mask is not None:
+                columns.setdefault(f"{row}:\nmask", []).append(pictures.mask)
             columns.setdefault(row, []).append(pictures.image)
     return labelled_grid(columns, [face.name for face in faces])
-
-
-def mask_grid(faces: Sequence[FacePictures], row: str) -> np.ndarray:
-    """A row per face: input, rendering, the masks of the three finest resolutions, result, truth. uint8 BGR."""
-    columns: dict[str, list] = {}
-    for face in faces:
-        pictures = face.rows[row]
-        columns.setdefault(INPUT, []).append(face.rows[INPUT].image)
-        columns.setdefault("rendering", []).append(pictures.render)
-        for resolution in sorted(pictures.masks)[-MASKS:]:
-            columns.setdefault(f"mask {resolution}", []).append(pictures.masks[resolution])
-        columns.setdefault(row, []).append(pictures.image)
-        columns.setdefault(TRUTH, []).append(face.rows[TRUTH].image)
-    return labelled_grid(columns, [face.name for face in faces])
-
-
-def labelled_grid(columns: Mapping[str, Sequence[np.ndarray | None]], names: Sequence[str]) -> np.ndarray:
-    """Pictures in columns under their titles, the rows' names at the left; grey where a picture is missing.
-
-    Args:
-        columns: title -> pictures, uint8 BGR (H, W, 3) or grey (H, W), one per row. names: of the rows.
-    """
-    largest = max(picture.shape[0] for pictures in columns.values() for picture in pictures if picture is not None)
-    cell = min(max(largest, SMALLEST_CELL), LARGEST_CELL, max(SMALLEST_CELL // 2, WIDEST // (len(columns) + 1)))
-    font: Any = ImageFont.load_default(max(12, cell // 16))
-    titles = {title: _wrapped(title, font, cell) for title in columns}
-    labels = [_wrapped(name, font, cell // 2) for name in names]
-    line = sum(font.getmetrics()) + 2
-    top = line * max(title.count("\n") + 1 for title in titles.values()) + 2 * MARGIN
-    left = int(max(font.getlength(part) for label in labels for part in label.split("\n"))) + 2 * MARGIN
-    height, width = top + len(names) * (cell + GAP), left + len(columns) * (cell + GAP)
-    sheet = Image.new("RGB", (width, height), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for row, label in enumerate(labels):
-        draw.text((MARGIN, top + row * (cell + GAP) + MARGIN), label, INK, font)
-    for column, (title, pictures) in enumerate(columns.items()):
-        x = left + column * (cell + GAP)
-        draw.text((x + 2, MARGIN), titles[title], INK, font)
-        for row, picture in enumerate(pictures):
-            y = top + row * (cell + GAP)
-            sheet.paste(_cell_picture(picture, cell), (x, y))
-            if picture is None:
-                draw.text((x + cell / 2, y + cell / 2), "missing", INK, font, anchor="mm")
-    return np.ascontiguousarray(np.asarray(sheet)[..., ::-1])
-
-
-def _cell_picture(picture: np.ndarray | None, cell: int) -> Image.Image:
-    if picture is None:
-        return Image.new("RGB", (cell, cell), MISSING)
-    if picture.ndim == 2:
-        picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
-    shrinks = picture.shape[0] > cell
-    resized = cv2.resize(picture, (cell, cell), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
-    return Image.fromarray(np.ascontiguousarray(resized[..., ::-1]))
-
-
-def _wrapped(text: str, font: ImageFont.ImageFont, width: int) -> str:
-    """Text in lines that fit the width; broken at blanks and behind underscores, and within words that are too long."""
-    lines = []
-    for paragraph in text.split("\n"):
-        line = ""
-        for part in re.findall(r"[^\s_]*[_\s]|[^\s_]+", paragraph):
-            for piece in _pieces(part, font, width):
-                if line and font.getlength((line + piece).rstrip()) > width:
-                    lines.append(line.rstrip())
-                    line = ""
-                line += piece
-        lines.append(line.rstrip())
-    return "\n".join(lines)
-
-
-def _pieces(part: str, font: ImageFont.ImageFont, width: int) -> list[str]:
-    """A word, or as many letters of it at a time as fit."""
-    if font.getlength(part) <= width:
-        return [part]
-    count = max(1, int(len(part) * width / font.getlength(part)))
-    return [part[start : start + count] for start in range(0, len(part), count)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

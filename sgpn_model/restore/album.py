@@ -12,12 +12,13 @@ from sgpn_arch.errors import UserError
 from sgpn_arch.files import write_atomically
 from sgpn_arch.inference.memory import return_freed_memory
 from sgpn_data.photos import READ_SUFFIXES, WRITE_SUFFIXES, Photo, photo_bytes, read_photo, write_photo, write_picture
-from sgpn_data.sheet import comparison_sheet
+from sgpn_data.sheet import labelled_grid
 from sgpn_model.restore.restorer import BATCH_SIZE, FaceRestorer, PreparedPhoto, RestoredFace
 from sgpn_model.restore.stream import Outcome, stream
 
 PARTS = "parts"
 TITLES = {"crop": "input", "render": "3D rendering", "mask": "mask (white: photo)", "restored": "restored"}
+SHEET_CELL = 384  # least side of a picture in a face's sheet, in pixels
 LARGE = 64 << 20  # bytes of a photo whose reading leaves much memory behind
 
 
@@ -163,6 +164,6 @@ def save_faces(faces: Sequence[RestoredFace], folder: Path, name: str) -> None:
     """Writes NAME_00_crop.png, _render, _mask (where there is one), _restored and _sheet for each face."""
     for number, face in enumerate(faces):
         parts = {part: getattr(face, part) for part in TITLES if getattr(face, part) is not None}
-        sheet = comparison_sheet({TITLES[part]: picture for part, picture in parts.items()})
+        sheet = labelled_grid({TITLES[part]: [picture] for part, picture in parts.items()}, [""], SHEET_CELL)
         for part, picture in {**parts, "sheet": sheet}.items():
             write_picture(folder / f"{name}_{number:02d}_{part}.png", picture)

@@ -170,13 +170,12 @@ class TestLandmarkError:
 
 class TestRenderingError:
     def test_is_the_mean_difference_where_the_mesh_surely_is(self):
-        rng = np.random.default_rng(0)
-        render, truth = torch.from_numpy(rng.uniform(-1, 1, (2, 2, 3, 8, 8)))
-        mask = torch.zeros(2, 1, 8, 8, dtype=render.dtype)
-        mask[0, 0, 2:5, 3:7], mask[0, 0, 5, 3:7] = 1, 0.9
-        inside, nowhere = rendering_error(render, mask, truth).tolist()
-        levels = np.abs(render[0].numpy() - truth[0].numpy())[:, 2:5, 3:7] / 2 * 255
-        assert inside == pytest.approx(levels.mean(), rel=1e-9) and math.isnan(nowhere)
+        render, truth = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+        mask = np.zeros((8, 8), np.uint8)
+        assert math.isnan(rendering_error(render, mask, truth))
+        mask[2:5, 3:7], mask[5, 3:7] = 255, 230
+        differences = [abs(int(a) - int(b)) for a, b in zip(render[2:5, 3:7].flat, truth[2:5, 3:7].flat, strict=True)]
+        assert rendering_error(render, mask, truth) == pytest.approx(np.mean(differences), rel=1e-9)
 
 
 class TestFrechetDistance:

@@ -17,13 +17,15 @@ from torch import nn
 from oracles import metrics as oracle
 from sgpn_arch.errors import OptionError, UserError
 from sgpn_arch.registry import METRIC_REGISTRY
+from sgpn_data import sheet
+from sgpn_data.alignment import resize
 from sgpn_data.photos import read_photo, write_picture
+from sgpn_data.tensors import to_images, to_tensor
 from sgpn_model import cli
 from sgpn_model.config.registries import fill_registries
 from sgpn_model.evaluate import evaluate as pipeline
-from sgpn_model.evaluate import report
 from sgpn_model.evaluate.metrics import frechet_mnv2
-from sgpn_model.restore.fidelity import sharpness
+from sgpn_model.restore.restorer import FaceRestorer
 from sgpn_model.train.batches import build_dataset, mean_of_known
 from sgpn_model.weights.checkpoint import CheckpointError
 from sgpn_model.weights.pretrained import load_networks
@@ -129,24 +131,34 @@ class TestTable:
         wanted = np.mean([psnr(item["lq"], item["hq"]) for item in items])
         assert tested[0][INPUT]["psnr"] == pytest.approx(wanted, rel=1e-6)
 
-    def test_the_restorers_psnr_is_that_of_its_restorations(self, tested, items, tiny_weights):
-        """The network works at 64 px: the crop goes there and back, the five points with it; sharp crops keep what was lost."""
-        network, prior, _ = load_networks(tiny_weights)
-        network, prior = network.eval(), prior.eval()
-        values = []
-        for item in items:
-            resize = {"mode": "bicubic", "antialias": True, "align_corners": False}
-            crop = torch.nn.functional.interpolate(item["lq"][None], size=(64, 64), **resize)
-            points = (item["points5"][None] + 0.5) * 64 / SIZE - 0.5
+    def test_the_restorers_psnr_is_that_of_the_command(self, tested, options, tiny_weights, tmp_path):
+        """`sgpn restore --aligned` on the inputs that the test saves, picture by picture."""
+        opt = {**options, "restorers": {}, "metrics": ["psnr"]}
+        pipeline.evaluate(write(tmp_path, opt), save_inputs=str(tmp_path / "inputs"))
+        arguments = ["--aligned", "--weights", tiny_weights, "--device", "cpu", "-o", str(tmp_path / "restored")]
+        assert cli.main(["restore", str(tmp_path / "inputs"), *arguments]) == 0
+        scores = pipeline.evaluate(write(tmp_path, opt), restorers={"command": str(tmp_path / "restored")})
+        values = scores.per_face["command"]["psnr"]
+        assert tested[0][OURS]["psnr"] == pytest.approx(np.mean(values), rel=1e-9)
+
+    def test_points_are_those_that_were_asked_for(self, options, tiny_weights, items, tmp_path):
+        """Their label is in the table, and the prior is shown the points."""
+        rows = {kind: {"weights": tiny_weights, "points": kind} for kind in ("true", "template", "detected")}
+        opt = {**options, "metrics": ["psnr"], "points": "template", "restorers": {**rows, "file's": tiny_weights}}
+        scores = pipeline.evaluate(write(tmp_path, opt))
+        assert scores.labels() == {f"{row}": f"{row} ({kind} points)" for row, kind in scores.points.items()}
+        assert scores.points == {**{kind: kind for kind in rows}, "file's": "template"}
+        errors = {row: scores.per_face[row]["prior_landmark_error"][:-1] for row in scores.points}
+        assert errors["file's"] == errors["template"] != errors["true"]
+        prior = FaceRestorer.from_pretrained(tiny_weights, device="cpu").prior
+        expected = []
+        for item in items[:-1]:
+            crop = to_tensor(resize(to_images(item["lq"][None])[0], (64, 64)))
+            points, known = [(item[key] + 0.5) * 64 / SIZE - 0.5 for key in ("points5", "landmarks68")]
             with torch.inference_mode():
-                shape = prior(crop, points)
-                restored = network(crop, shape.render, shape.coeffs)
-            restored, back = (
-                torch.nn.functional.interpolate(image, size=(SIZE, SIZE), **resize)[0] for image in (restored, crop)
-            )
-            restored = restored + sharpness(crop) * (item["lq"] - back)
-            values.append(psnr(restored, item["hq"]))
-        assert tested[0][OURS]["psnr"] == pytest.approx(np.mean(values), abs=0.01)
+                found = prior(crop[None], points[None]).landmarks
+            expected += oracle.landmark_error(found.numpy(), known[None].numpy())
+        assert errors["true"] == pytest.approx(expected, rel=1e-3)
 
     def test_the_landmark_error_is_of_faces_with_landmarks(self, tested, items, tiny_weights):
         prior = load_networks(tiny_weights)[1].eval()
@@ -161,19 +173,18 @@ class TestTable:
         assert tested[0][TRUTH]["landmark_error"] == pytest.approx(np.mean(errors), rel=1e-3)
 
     def test_the_priors_errors_are_those_of_its_rendering_and_landmarks(self, tested, items, tiny_weights):
-        network, prior, _ = load_networks(tiny_weights)
+        restorer = FaceRestorer.from_pretrained(tiny_weights, device="cpu")
         landmarks, colours = [], []
         for item in items:
-            crop = resized(item["lq"][None], network.size)
-            points, known = [(item[key] + 0.5) * 64 / SIZE - 0.5 for key in ("points5", "landmarks68")]
-            with torch.inference_mode():
-                shape = prior.eval()(crop, points[None])
-            difference = (shape.render - resized(item["hq"][None], network.size)).abs()[0].double().numpy()
-            colours.append(difference[:, shape.mask[0, 0].numpy() >= 0.999].mean() * 127.5)
-            landmarks += oracle.landmark_error(shape.landmarks.numpy(), known[None].numpy())
+            lq, hq = (to_images(item[key][None])[0] for key in ("lq", "hq"))
+            (face,) = restorer.restore(lq, aligned=True).faces
+            truth = cv2.resize(hq, (64, 64), interpolation=cv2.INTER_AREA)
+            colours.append(np.abs(face.render.astype(float) - truth)[face.render_mask > 254].mean())
+            known = (item["landmarks68"] + 0.5) * 64 / SIZE - 0.5
+            landmarks += oracle.landmark_error(face.landmarks[None], known[None].numpy())
         row = tested[0][OURS]
-        assert row["prior_rendering_error"] == pytest.approx(np.mean(colours), rel=1e-3)
-        assert row["prior_landmark_error"] == pytest.approx(np.mean(landmarks[:-1]), rel=1e-3)
+        assert row["prior_rendering_error"] == pytest.approx(np.mean(colours), rel=1e-6)
+        assert row["prior_landmark_error"] == pytest.approx(np.mean(landmarks[:-1]), rel=1e-5)
 
     def test_sets_are_compared_as_wholes(self, tested, items):
         metric = frechet_mnv2()
@@ -184,12 +195,6 @@ class TestTable:
     def test_a_restorer_without_weights_is_left_out_with_a_warning(self, tested):
         warnings = [text for level, text in tested[2] if level == "WARNING"]
         assert len(warnings) == 1 and "left out: the row 'absent'" in warnings[0] and "/nowhere" in warnings[0]
-
-
-def resized(images, size):
-    return torch.nn.functional.interpolate(
-        images, size=(size, size), mode="bicubic", antialias=True, align_corners=False
-    )
 
 
 class TestReport:
@@ -230,8 +235,8 @@ class TestReport:
             "prior_landmark_error, % of eye distance ↓",
             "prior_rendering_error, grey levels ↓",
         ]
-        assert [row[0].strip() for row in cells[2:]] == [INPUT, "tiny  random", TRUTH]
-        assert rows[1].startswith(r"| tiny \| random |")
+        assert [row[0].strip() for row in cells[2:]] == [INPUT, "tiny  random (detected points)", TRUTH]
+        assert rows[1].startswith(r"| tiny \| random (detected points) |")
         assert float(cells[2][1]) == pytest.approx(table[INPUT]["psnr"], abs=5e-4)
         assert [cell.strip() for cell in cells[4][1:5]] == ["–"] * 4
         assert "## Left out" in text and "'absent'" in text and "\nname: tiny_test\n" in text
@@ -239,7 +244,7 @@ class TestReport:
     def test_the_pictures_that_the_page_shows_are_there(self, tested):
         folder = tested[1]
         shown = set(re.findall(r"\]\((\S+)\)", (folder / "report.md").read_text()))
-        assert shown == {"grid.jpg", "masks_tiny_random.jpg", "metrics.png", "quality.png"}
+        assert shown == {"grid.jpg", "metrics.png", "quality.png"}
         assert {path.name for path in folder.iterdir()} == shown | {"report.json", "report.md"}
         for name in ("metrics.png", "quality.png"):
             plot = cv2.imread(str(folder / name))
@@ -247,7 +252,7 @@ class TestReport:
 
     def test_the_grid_shows_input_rendering_mask_restoration_and_truth(self, tested, items):
         grid = cv2.imread(str(tested[1] / "grid.jpg"))
-        cell, gap = report.SMALLEST_CELL, report.GAP
+        cell, gap = sheet.SMALLEST_CELL, sheet.GAP
         left, top = grid.shape[1] - 5 * (cell + gap), grid.shape[0] - IMAGES * (cell + gap)
         assert left > 10 and top > 10
 
@@ -266,11 +271,6 @@ class TestReport:
         assert np.ptp(at(0, 2), axis=2).max() < 12  # the mask is grey
         # Titles and names are written where they belong.
         assert (grid[:top, left : left + cell] < 128).any() and (grid[top : top + cell, :left] < 128).any()
-
-    def test_the_masks_have_a_column_for_each_resolution(self, tested):
-        sheet = cv2.imread(str(tested[1] / "masks_tiny_random.jpg"))
-        assert sheet.shape[1] > 7 * report.SMALLEST_CELL  # input, rendering, 16, 32 and 64, result, truth
-        assert sheet.shape[1] < 8 * (report.SMALLEST_CELL + report.GAP)
 
 
 @pytest.fixture(scope="module")
@@ -326,7 +326,7 @@ class TestFolders:
         pipeline.write_report(tmp_path / "out", scores)
         assert "| other (2 of 5 faces) | " in (tmp_path / "out" / "report.md").read_text()
         grid = cv2.imread(str(tmp_path / "out" / "grid.jpg"))
-        assert grid.shape[1] > 3 * report.SMALLEST_CELL
+        assert grid.shape[1] > 3 * sheet.SMALLEST_CELL
 
     def test_an_empty_folder_has_a_row_without_values(self, restored, tmp_path):
         (tmp_path / "empty").mkdir()
@@ -488,6 +488,7 @@ def test_without_landmarks_and_degradation_what_cannot_be_measured_is_left_out(o
             "x.fidelity: expected a number from 0 to 1 or auto, found 2",
         ),
         ("restorers={x: {weight: default}}", "restorers.x.weight: unknown option"),
+        ("points=best", "points: .*'best'"),
         ("restorers={x: {fidelity: 1}}", "restorers.x.weights: this option is missing"),
         ("restorers=[x]", "restorers: expected a mapping"),
         ("metrics=[pnsr]", "metrics.0: unknown name 'pnsr'; did you mean 'psnr'"),

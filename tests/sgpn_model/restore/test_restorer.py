@@ -359,7 +359,7 @@ def test_weights_are_found_by_name_or_path(tiny_weights, tmp_path, monkeypatch):
         ({"morphable_model": {"name": "open_face", "fingerprint": "0"}}, "another version of the morphable model"),
         ({"morphable_model": {"name": "dome", "embedded": True}}, "the morphable model lacks shape_mean"),
         ({"protocol": "mine"}, "protocol is 'mine'"),
-        ({"archs": {"network_g": {"type": "SGPM"}}}, "did you mean 'SGPN'"),
+        ({"archs": {"network_g": {"type": "SGPM"}}}, "'SGPM' is registered by nothing installed here"),
         ({"archs": {"network_g": {"coeff_dim": 44}}}, "network_g"),
     ],
 )
