@@ -86,8 +86,8 @@ def evaluate(
     ``restorers`` of the file maps a row's name to weights (a shipped name or a checkpoint file, or ``{weights: ...,
     fidelity: 0..1 or auto, points: ...}``) or to a folder of pictures that were restored elsewhere, see
     :class:`FolderRestorer`; one that is not there is left out with a warning. Weights restore through ``FaceRestorer``,
-    as ``sgpn restore --aligned`` does; ``points`` says which five points of a face it gets: those that it detects (the default), the true ones or the
-    template's.
+    as ``sgpn restore --aligned`` does; ``points`` says which five points of a face it gets: those that it detects (the
+    default), the true ones or the template's.
     ``metrics`` lists registered metrics; ``landmark_error``, which a regressor measures, is always given, and the error
     of a restorer's own shape prior where it has one. ``judge`` names the weights whose regressor looks for the
     landmarks (default: the shipped ones).
