@@ -50,7 +50,7 @@ class RangeOptions(Options):
     blur_sigma: Span[Positive] | None = (0.2, 10.0)
     """Standard deviation of the blur, pixels."""
     kernel_size: OddCount = 41
-    """Of the blur, pixels."""
+    """Size of the blur's kernel, pixels."""
     isotropic_probability: Fraction = 0.5
     """Chance that the blur is the same in all directions."""
     downsample: Span[Positive] | None = (1.0, 8.0)

@@ -40,13 +40,13 @@ class LoaderOptions(Options):
     type: str | None = None
     """The dataset: a registered class."""
     name: str | None = None
-    """What the dataset is called; for the reader."""
+    """A name for the dataset, for readers only."""
     phase: str = "train"
     """Set by the program: train, val or test."""
     batch_size_per_gpu: Count = 8
-    """Pictures in a batch, of each process."""
+    """Pictures per batch and process."""
     num_worker_per_gpu: Whole = 0
-    """Processes that load pictures, of each process; 0 loads them in the process itself."""
+    """Loader processes per process; 0 loads pictures in the process itself."""
 
 
 if TYPE_CHECKING:

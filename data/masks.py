@@ -23,13 +23,13 @@ class MaskOptions(Options):
     """``datasets.PHASE.inpaint``: the holes; a range is [lo, hi] or one number, drawn uniformly."""
 
     area: Span[Part] = (0.05, 0.35)
-    """Part of the picture that is hole."""
+    """Part of the picture that the hole covers."""
     strokes: Span[Annotated[int, Ge(1), Le(100)]] = (1, 6)
     """Pieces that the hole is made of."""
     width: Span[Part] = (0.04, 0.14)
-    """Of a brush, parts of the side; it varies along a stroke."""
+    """Width of the brush, in parts of the side; it varies along a stroke."""
     length: Span[Part] = (0.05, 0.2)
-    """Of a straight piece of a stroke, parts of the side."""
+    """Length of a straight piece of a stroke, in parts of the side."""
     turn: Amount = 0.8
     """Standard deviation of the angle between two straight pieces, radians."""
     shape_probability: Fraction = 0.0

@@ -94,11 +94,11 @@ class PathOptions(Options):
     """Folder of the Basel Face Model, or a morphable model as .safetensors; by default the one that
     ``pretrain_network_shape`` was trained with, or else the open one that ships."""
     pretrain_network_g: Weights | None = None
-    """Checkpoint whose generator training goes on from."""
+    """Checkpoint whose generator the training starts from."""
     pretrain_network_d: Weights | None = None
-    """Checkpoint whose discriminator training goes on from."""
+    """Checkpoint whose discriminator the training starts from."""
     pretrain_network_shape: Weights | None = None
-    """Checkpoint whose regressor training goes on from."""
+    """Checkpoint whose regressor the training starts from."""
     pretrain_frozen_shape: Weights | None = None
     """Checkpoint whose regressor judges in L_3dlm and L_mesh, and is not trained. By default the one that the regressor of
     ``pretrain_network_shape`` was adapted from, which ShapeAdaptModel's checkpoints hold beside it; where there is none,
@@ -142,9 +142,9 @@ class WandbOptions(Options):
     tags: list[str] | None = None
     """Words to find the run by."""
     notes: str | None = None
-    """What is worth knowing of it."""
+    """Notes on the run."""
     mode: Literal["online", "offline", "disabled", "shared"] | None = None
-    """Whether it is sent."""
+    """Whether the log is sent."""
     id: str | None = None
     """Identity of the run to continue; by default the one that the experiment began."""
 
@@ -161,7 +161,7 @@ class LoggerOptions(Options):
     keep_last: Whole = 3
     """Checkpoints to keep beside the best; 0 keeps all."""
     wandb: WandbOptions | None = None
-    """Weights & Biases, where it is wanted."""
+    """Also log to Weights & Biases."""
 
 
 class TrainingSets(Options):
@@ -203,7 +203,7 @@ class TrainingFile(Options):
     val: ValOptions = ValOptions()
     """The validation during training."""
     logger: LoggerOptions = LoggerOptions()
-    """What is told, and what is kept."""
+    """What is logged, and what is kept."""
 
     @model_validator(mode="after")
     def _best_of_what(self) -> "TrainingFile":

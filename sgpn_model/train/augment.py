@@ -61,7 +61,7 @@ class AugmentOptions(Options):
     p: Fraction = 0.0
     """Probability of each kind to start from; at most max_p."""
     target: Annotated[float, Ge(-1), Le(1)] | None = 0.6
-    """Of the discriminator's overfitting r_t; ~ keeps p as it is."""
+    """Target for the discriminator's overfitting r_t; ~ keeps p as it is."""
     ramp_images: Count = 500_000
     """Real pictures seen by the discriminator in which p can go from 0 to 1."""
     every: Count = 4

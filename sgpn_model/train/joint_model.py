@@ -35,9 +35,9 @@ class GanOptions(Options):
     """``train.gan``: the adversarial loss, non-saturating, with lazy R1."""
 
     loss_weight: Amount = 1.0
-    """Of L_adv."""
+    """Weight of L_adv."""
     r1_weight: Amount = 10.0
-    """Of R1."""
+    """Weight of R1."""
     r1_every: Count = 16
     """Steps between evaluations of R1, which then counts as many times."""
     start_iter: Whole = 0
@@ -52,19 +52,19 @@ class JointOptions(TrainOptions):
     gan: GanOptions | None = GanOptions()
     """The adversarial loss; ~ leaves it out."""
     landmark_weight: Amount = 100.0
-    """Of L_3dlm; the frozen regressor compares the output's 68 3D landmarks with the truth's."""
+    """Weight of L_3dlm: the frozen regressor compares the output's 68 3D landmarks with the truth's."""
     landmark_frame: Literal["shape", "posed"] = "shape"
     """Landmarks as identity and expression place them, before the head's pose, or after it. The paper does not say; at its
     weight, the posed ones' gradient, most of it from the barely visible distance of the head, is some fifty times the
     perceptual loss's and wrecks the picture."""
     landmark_start_iter: Whole = 0
-    """Steps before L_3dlm counts: landmarks of an output that is no face yet mean little."""
+    """Steps before L_3dlm counts: landmarks of an output that is not a face yet mean little."""
     landmark_every: Count = 1
     """Steps between evaluations of L_3dlm, which then counts as many times, as lazy R1 does."""
     mesh_weight: Amount = 100.0
-    """Of L_mesh; the regressor on the degraded photo against the frozen one on the good photo."""
+    """Weight of L_mesh: the regressor on the degraded photo against the frozen one on the good photo."""
     pose_weight: Amount = 100.0
-    """Of the mean absolute difference of these two in angles, lighting and translation (a choice of ours): L_mesh looks at the
+    """Weight of the mean absolute difference of these two in angles, lighting and translation (a choice of ours): L_mesh looks at the
     shape before the head's pose, and the place of the rendering depends on it."""
     train_shape: bool = True
     """Whether the regressor learns; otherwise it stays frozen, and L_mesh and the pose's loss are left out."""

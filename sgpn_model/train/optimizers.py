@@ -64,9 +64,9 @@ class MuonOptions(OptimizerOptions):
     lr: Positive = 6e-3
     """Root mean square of a step."""
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.95
-    """Of the matrices, with Nesterov's look ahead."""
+    """Momentum of the matrices, with Nesterov's look ahead."""
     betas: Betas = (0.9, 0.99)
-    """Adam's, for what is no matrix."""
+    """Adam's betas, for parameters that are not matrices."""
     eps: Positive = 1e-8
     """Keeps divisions finite."""
 

@@ -28,7 +28,7 @@ class PriorGanOptions(Options):
     """``train.gan`` of PriorModel: lazy R1, a part of the ordinary step, so Adam's rate and betas need no correction."""
 
     r1_weight: Amount = 10.0
-    """Of R1."""
+    """Weight of R1."""
     r1_every: Count = 16
     """Steps between evaluations of R1, which then counts as many times."""
 
@@ -41,7 +41,7 @@ class PathLengthOptions(Options):
     every: Count = 4
     """Steps between evaluations, each of which counts as many times."""
     batch_shrink: Count = 2
-    """It looks at that part of a batch."""
+    """It uses one part in so many of a batch."""
     mean_decay: Fraction = 0.01
     """How fast the mean of the lengths follows."""
 

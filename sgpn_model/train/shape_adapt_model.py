@@ -22,12 +22,12 @@ class ShapeAdaptOptions(TrainOptions):
     optim_shape: Optimizer
     """The optimiser."""
     mesh_weight: Amount = 100.0
-    """Of L_mesh."""
+    """Weight of L_mesh."""
     pose_weight: Amount = 100.0
-    """Of the mean absolute difference of angles, lighting and translation (a choice of ours): L_mesh looks at the shape before
+    """Weight of the mean absolute difference of angles, lighting and translation (a choice of ours): L_mesh looks at the shape before
     the head's pose, and nothing else would hold the pose in its place."""
     degraded_fraction: Fraction = 1.0
-    """Of the photos; the others are shown clean."""
+    """Part of the photos that are degraded; the others are shown clean."""
     point_jitter: Amount = 0.01
     """Deviation of the five points that cut out the face, as a part of its width; both regressors see the same cut-out."""
 

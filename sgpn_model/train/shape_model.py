@@ -46,15 +46,15 @@ class ShapeWeights(Options):
     """``train.weights``: of the losses (choices of ours)."""
 
     landmark: Amount = 0.1
-    """Of the 68 points in the photo."""
+    """Weight of the 68 points in the photo."""
     photometric: Amount = 2.0
-    """Of the rendering's colours against the photo's."""
+    """Weight of the rendering's colours against the photo's."""
     prior: Amount = 1.0
-    """Of what keeps coefficients plausible."""
+    """Weight of what keeps coefficients plausible."""
     mesh: Amount = 10.0
-    """Of L_mesh, on renderings with known coefficients."""
+    """Weight of L_mesh, on renderings with known coefficients."""
     pose: Amount = 10.0
-    """Of angles, lighting and translation, on renderings."""
+    """Weight of angles, lighting and translation, on renderings."""
 
 
 class ShapeOptions(TrainOptions):
@@ -63,17 +63,17 @@ class ShapeOptions(TrainOptions):
     optim_shape: Optimizer
     """The optimiser."""
     weights: ShapeWeights = ShapeWeights()
-    """Of the losses."""
+    """Weights of the losses."""
     synthetic_iter: Whole = 0
     """Steps at the beginning that use only renderings with known coefficients, over photos as background."""
     synthetic_fraction: Fraction = 0.25
-    """So many renderings, as a part of the batch, come to the photos then; more would run out of backgrounds."""
+    """After that, renderings added to the photos, as a part of the batch; more would run out of backgrounds."""
     degraded_fraction: Fraction = 0.5
-    """Of the photos; the others are shown clean."""
+    """Part of the photos that are degraded; the others are shown clean."""
     point_jitter: Amount = 0.01
     """Deviation of the five points that cut out the face, as a part of its width."""
     fresh_texture: bool = False
-    """Let the texture's coefficients begin at zero, for a regressor that goes on with another texture basis
+    """Let the texture's coefficients start at zero, for a regressor that continues with another texture basis
     (scripts/learn_texture_basis.py)."""
 
 

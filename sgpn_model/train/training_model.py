@@ -39,7 +39,7 @@ class TrainOptions(Options):
     warmup_iter: Whole = 0
     """Steps over which the learning rate rises to its value."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """How the learning rate goes on: as it is, or down to 1 % along a cosine."""
+    """The learning rate after the warm-up: constant, or falling to 1 % along a cosine."""
     ema_decay: Fraction = 0.999
     """Decay of the average of the weights, once it has warmed up."""
     grad_clip: Amount | None = None
