@@ -89,7 +89,7 @@ class PathOptions(Options):
     """``path``: what a training starts from, and where it writes."""
 
     experiments_root: str = "experiments"
-    """Folder in which the experiment's own, called as the file's ``name``, is made."""
+    """Folder for the experiment's own folder, which has the file's ``name``."""
     morphable_model: FilePath | None = None
     """Folder of the Basel Face Model, or a morphable model as .safetensors; by default the one that
     ``pretrain_network_shape`` was trained with, or else the open one that ships."""

@@ -64,8 +64,8 @@ class JointOptions(TrainOptions):
     mesh_weight: Amount = 100.0
     """Weight of L_mesh: the regressor on the degraded photo against the frozen one on the good photo."""
     pose_weight: Amount = 100.0
-    """Weight of the mean absolute difference of these two in angles, lighting and translation (a choice of ours): L_mesh looks at the
-    shape before the head's pose, and the place of the rendering depends on it."""
+    """Weight of the mean absolute difference of these two in angles, lighting and translation (a choice of ours): L_mesh looks at
+    the shape before the head's pose, and the place of the rendering depends on it."""
     train_shape: bool = True
     """Whether the regressor learns; otherwise it stays frozen, and L_mesh and the pose's loss are left out."""
     start_from_input: bool = False

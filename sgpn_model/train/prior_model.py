@@ -41,7 +41,7 @@ class PathLengthOptions(Options):
     every: Count = 4
     """Steps between evaluations, each of which counts as many times."""
     batch_shrink: Count = 2
-    """It uses one part in so many of a batch."""
+    """Factor by which the batch is made smaller for it."""
     mean_decay: Fraction = 0.01
     """How fast the mean of the lengths follows."""
 

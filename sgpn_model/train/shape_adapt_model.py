@@ -24,8 +24,8 @@ class ShapeAdaptOptions(TrainOptions):
     mesh_weight: Amount = 100.0
     """Weight of L_mesh."""
     pose_weight: Amount = 100.0
-    """Weight of the mean absolute difference of angles, lighting and translation (a choice of ours): L_mesh looks at the shape before
-    the head's pose, and nothing else would hold the pose in its place."""
+    """Weight of the mean absolute difference of angles, lighting and translation (a choice of ours): L_mesh looks at the shape
+    before the head's pose, and nothing else would hold the pose in its place."""
     degraded_fraction: Fraction = 1.0
     """Part of the photos that are degraded; the others are shown clean."""
     point_jitter: Amount = 0.01
