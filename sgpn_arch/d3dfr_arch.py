@@ -7,15 +7,17 @@ out here because importing torchvision brings in PyTorch's compiler, which takes
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal
+from typing import Annotated
 
 import torch
+from annotated_types import Predicate
 from torch import Tensor, nn
 
 from sgpn_arch.inference.network import InferenceRegressor
-from sgpn_arch.ranges import Count
+from sgpn_arch.ranges import Count, Told
 from sgpn_arch.registry import ARCH_REGISTRY
 
+Backbone = Annotated[str, Predicate(lambda name: name in BACKBONES), Told("resnet50, resnet18 or mobilenet_v2")]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # MobileNetV2's table 2: expansion, channels, repetitions, stride of the first repetition.
 INVERTED_RESIDUALS = (
@@ -42,7 +44,7 @@ class D3DFR(nn.Module):
         id_dim: Count = 80,
         exp_dim: Count = 64,
         tex_dim: Count = 80,
-        backbone: Literal["resnet50", "resnet18", "mobilenet_v2"] = "resnet50",
+        backbone: Backbone = "resnet50",
         imagenet_normalisation: bool = False,
     ):
         super().__init__()

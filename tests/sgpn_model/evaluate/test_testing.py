@@ -492,7 +492,7 @@ def test_without_landmarks_and_degradation_what_cannot_be_measured_is_left_out(o
         ("restorers={x: {fidelity: 1}}", "restorers.x.weights: this option is missing"),
         ("restorers=[x]", "restorers: expected a mapping"),
         ("metrics=[pnsr]", "metrics.0: unknown name 'pnsr'; did you mean 'psnr'"),
-        ("metrics=[calculate_psnr]", "metrics.0: unknown name 'calculate_psnr'"),
+        ("metrics=[calculate_pnsr]", "metrics.0: unknown name 'calculate_pnsr'; did you mean 'calculate_psnr'"),
         ("restorers={ground truth: x}", "restorers.ground truth: .*choose another"),
         ("datasets={train: {}}", "datasets.train: unknown option"),
         ("datasets.test.dataroot=/nowhere", "datasets.test.dataroot: /nowhere: no such folder"),
