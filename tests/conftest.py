@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-import oracles.tiny_backbone  # noqa: F401  (registers it)
+import oracles.tiny_regressor  # noqa: F401  (registers it)
 
 GRID = 24
 

@@ -198,8 +198,9 @@ class StripStyledConv:
             self.weight = kernel(weight, work.dtype)
         self.energy = weight.float().square().sum(dim=(2, 3)).t().contiguous()
         self.modulation = deepcopy(conv.modulation)
-        self.fuse_strip = layer.fusion.for_strips(work)
-        self.fuse_whole = deepcopy(layer.fusion).eval() if self.fuse_strip is None else None
+        fusion: Any = layer.fusion
+        self.fuse_strip = fusion.for_strips(work)
+        self.fuse_whole = deepcopy(fusion).eval() if self.fuse_strip is None else None
         self.gain = (layer.weight.detach() * GAIN).to(work.dtype)
         self.biases = (layer.bias.detach() * GAIN).to(work.dtype).chunk(2)
 

@@ -254,8 +254,8 @@ def blit(images: Tensor, flip: Tensor, turns: Tensor, shift: Tensor) -> Tensor:
     if height != size:
         raise ValueError(f"augmentation takes square pictures, found {size}x{height}")
     line = torch.arange(size, device=images.device)
-    x = _mirrored_index(line - shift[:, :1], size)[:, None, :].expand(-1, size, -1)
-    y = _mirrored_index(line - shift[:, 1:], size)[:, :, None].expand(-1, -1, size)
+    x = _mirrored(line - shift[:, :1], size)[:, None, :].expand(-1, size, -1)
+    y = _mirrored(line - shift[:, 1:], size)[:, :, None].expand(-1, -1, size)
     last, turn = size - 1, turns[:, None, None]
     # np.rot90 turns counter-clockwise: the pixel (x, y) of the turned picture was at (last - y, x).
     was_x = torch.where(turn == 0, x, torch.where(turn == 1, last - y, torch.where(turn == 2, last - x, y)))
@@ -265,11 +265,11 @@ def blit(images: Tensor, flip: Tensor, turns: Tensor, shift: Tensor) -> Tensor:
     return images.flatten(2).gather(2, index).reshape(images.shape)
 
 
-def _mirrored_index(index: Tensor, size: int) -> Tensor:
-    """Whole numbers folded into 0..size-1 at the centres of the outermost pixels, as numpy's padding "reflect"."""
+def _mirrored(places: Tensor, size: int) -> Tensor:
+    """Numbers folded into 0..size-1 at the centres of the outermost pixels, as numpy's padding "reflect"."""
     period = 2 * (size - 1)
-    index = index.remainder(period)
-    return torch.minimum(index, period - index)
+    places = places.remainder(period)
+    return torch.minimum(places, period - places)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -306,12 +306,6 @@ def _places(size: int, source: Tensor) -> Tensor:
     places = x * source[:, None, None, :, 0] + y * source[:, None, None, :, 1] + source[:, None, None, :, 2] + centre
     places = torch.where((places < -REACH) | (places > size - 1 + REACH), _mirrored(places, size), places)
     return 2 * (places + PADDING) + SYM6_CENTRE - (len(SYM6) - 2)  # as many come before the first that _double makes
-
-
-def _mirrored(places: Tensor, size: int) -> Tensor:
-    period = 2 * (size - 1)
-    places = places.remainder(period)
-    return torch.minimum(places, period - places)
 
 
 def _double(images: Tensor) -> Tensor:

@@ -61,15 +61,12 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
         for step in itertools.count(self.step):
             if step // self.per_epoch != epoch:
                 epoch = step // self.per_epoch
-                order = self._permutation(epoch)
+                generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+                order = torch.randperm(self.length, generator=generator).tolist()
             start = step % self.per_epoch * self.per_step
             items = order[start : start + self.per_step]
             for share in self.own:
                 yield [(epoch, index) for index in items[share :: self.shares]]
-
-    def _permutation(self, epoch: int) -> list[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return torch.randperm(self.length, generator=generator).tolist()
 
 
 class Draws(SizedDataset):
@@ -94,7 +91,10 @@ class Draws(SizedDataset):
             self.dataset.set_epoch(epoch)
         self.epoch = epoch
         if get_worker_info() is not None:
-            _seed_globals(self.seed, epoch, index)
+            torch_seed, *seeds = np.random.SeedSequence((self.seed, epoch, index)).generate_state(3).tolist()
+            torch.manual_seed(torch_seed)
+            np.random.seed(seeds[0])
+            random.seed(seeds[1])
         item = self.dataset[index]
         paths = getattr(self.dataset, "paths", None)
         if paths is not None and "path" in item:
@@ -109,13 +109,6 @@ class Draws(SizedDataset):
         for name, value in list(vars(self.dataset).items()):
             if isinstance(value, torch.Tensor) and value.dim() == 0 and value.is_shared():
                 setattr(self.dataset, name, value.clone())
-
-
-def _seed_globals(*numbers: int) -> None:
-    torch_seed, numpy_seed, python_seed = np.random.SeedSequence(numbers).generate_state(3).tolist()
-    torch.manual_seed(torch_seed)
-    np.random.seed(numpy_seed)
-    random.seed(python_seed)
 
 
 def _begin_worker(_: int) -> None:

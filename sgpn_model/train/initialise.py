@@ -96,8 +96,10 @@ def start_from_input(network: SGPN) -> None:
     features, 0 in StyledConv for the sake of a pretrained prior, are 1.
 
     Raises:
-        ValueError: the fusion cannot pass the photo.
+        ValueError: the network is no SGPN, or its fusion cannot pass the photo.
     """
+    if not isinstance(network, SGPN):
+        raise ValueError(f"only an SGPN can begin as the identity, and network_g is a {type(network).__name__}")
     decoder: Any = network.decoder
     decoder.convs[-1].fusion.pass_photo(6)
     for conv in [decoder.first_conv, *decoder.convs]:

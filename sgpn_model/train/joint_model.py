@@ -29,6 +29,7 @@ from sgpn_model.train.losses import (
 )
 from sgpn_model.train.optimizers import Optimizer
 from sgpn_model.train.training_model import LOGGER, PRETRAINED, TrainingModel, TrainOptions
+from sgpn_model.weights.checkpoint import CheckpointError
 
 
 class GanOptions(Options):
@@ -109,13 +110,15 @@ class SGPNModel(TrainingModel):
         self.networks["network_g"] = self.network("network_g", path.pretrain_network_g)
         if path.pretrain_prior:
             initialise_from_prior(self.networks["network_g"], path.pretrain_prior)
-        if train.start_from_input:
-            try:
+        try:
+            if train.start_from_input:
                 start_from_input(self.networks["network_g"])
-            except ValueError as error:
-                raise OptionError(f"train.start_from_input: {error}") from error
-        if path.grow_from:
-            grow(self.networks["network_g"], path.grow_from)
+            if path.grow_from:
+                grow(self.networks["network_g"], path.grow_from)
+        except CheckpointError:
+            raise
+        except ValueError as error:
+            raise OptionError(f"{'path.grow_from' if path.grow_from else 'train.start_from_input'}: {error}") from error
         self.size = self.networks["network_g"].size
         self.prior = self.shape_prior(shape)
         self._check_coefficients()

@@ -76,14 +76,12 @@ class Saver:
     def diverged(self, error: FloatingPointError, step: int) -> Diverged:
         """The error to stop with, which says where things were still good."""
         good = self.newest_state()
-        kept = f"the last good checkpoint is {self._model_of(good)}, with its state {good}" if good else "none was yet"
+        model = good and self.models / f"{self.name}_{good.stem}.safetensors"
+        kept = f"the last good checkpoint is {model}, with its state {good}" if good else "none was yet"
         return Diverged(
             f"step {step}: {error}. Nothing of this step was saved; {kept}. Lower the learning rate, or see what data and "
             "losses there are, then continue with --auto-resume"
         )
-
-    def _model_of(self, state: Path) -> Path:
-        return self.models / f"{self.name}_{state.stem}.safetensors"
 
     @contextlib.contextmanager
     def _explained(self, path: Path, step: int) -> Iterator[None]:

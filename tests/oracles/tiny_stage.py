@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import oracles.tiny_backbone  # noqa: F401  (registers it)
+import oracles.tiny_regressor  # noqa: F401  (registers it)
 from sgpn_arch.ranges import Amount, Count
 from sgpn_arch.registry import ARCH_REGISTRY, MODEL_REGISTRY
 from sgpn_arch.schema import Options

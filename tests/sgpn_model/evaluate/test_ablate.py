@@ -42,7 +42,7 @@ def files(tmp_path_factory, astronaut):
             "type": "SGPN", **TINY, "style_dim": 16, "latent_dim": 8, "coeff_dim": identity + expression + texture + 33,
         },
         "network_shape": {
-            "type": "D3DFR", "id_dim": identity, "exp_dim": expression, "tex_dim": texture, "backbone": "tiny",
+            "type": "TinyD3DFR", "id_dim": identity, "exp_dim": expression, "tex_dim": texture,
         },
         "train": {
             "total_iter": STEPS,

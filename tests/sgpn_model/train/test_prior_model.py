@@ -427,7 +427,7 @@ class TestJointStage:
         options = prior_options(pictures, tmp_path)
         options.update(model_type="SGPNModel", network_g=sgpn_options())
         dims = dict(zip(("id_dim", "exp_dim", "tex_dim"), MorphableModel.open().dims, strict=True))
-        options["network_shape"] = {"type": "D3DFR", "backbone": "tiny", **dims}
+        options["network_shape"] = {"type": "TinyD3DFR", **dims}
         options["path"].update(pretrain_prior=weights, pretrain_network_d=weights)
         options["train"] = {
             "total_iter": 1,

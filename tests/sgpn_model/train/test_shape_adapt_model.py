@@ -21,7 +21,7 @@ from sgpn_model.weights.checkpoint import load_checkpoint, save_checkpoint
 
 SIZE = 64
 DIMS = MorphableModel.open().dims
-NETWORK = {"type": "D3DFR", **dict(zip(("id_dim", "exp_dim", "tex_dim"), DIMS, strict=True)), "backbone": "tiny"}
+NETWORK = {"type": "TinyD3DFR", **dict(zip(("id_dim", "exp_dim", "tex_dim"), DIMS, strict=True))}
 
 
 @pytest.fixture(scope="module")

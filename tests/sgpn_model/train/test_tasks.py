@@ -49,8 +49,7 @@ def tiny(faces, folder):
         f"network_g={{type: SGPN, size: {SIZE}, width: 0.02, max_channels: 8, style_dim: 16, latent_dim: 8, "
         f"coeff_dim: {coefficients}}}",
         f"network_d={{type: SGPNDiscriminator, size: {SIZE}, width: 0.02, max_channels: 8}}",
-        "network_shape.backbone=tiny",
-        "network_shape.imagenet_normalisation=false",
+        "network_shape={{type: TinyD3DFR, id_dim: {}, exp_dim: {}, tex_dim: {}}}".format(*MorphableModel.open().dims),
         "path.pretrain_network_shape=~",
         f"path.experiments_root={folder}",
         "device=cpu",

@@ -72,7 +72,7 @@ def dataset_options(faces):
 
 
 def shape_network():
-    return {"type": "D3DFR", "id_dim": IDENTITY, "exp_dim": EXPRESSION, "tex_dim": TEXTURE, "backbone": "tiny"}
+    return {"type": "TinyD3DFR", "id_dim": IDENTITY, "exp_dim": EXPRESSION, "tex_dim": TEXTURE}
 
 
 def common(faces, folder, name):
@@ -408,7 +408,7 @@ def test_a_small_batch_can_be_learnt_by_heart(faces, tmp_path):
 
 def test_renderings_can_be_learnt_by_heart(faces, tmp_path, monkeypatch):
     options = shape_options(faces, tmp_path, synthetic_iter=99)
-    options["train"]["optim_shape"]["lr"] = 1.0e-3
+    options["train"]["optim_shape"]["lr"] = 5.0e-3
     model = build_model(ShapeModel, options)
     model.feed_data(first_batch(options))
     wanted = model.sample_coefficients(2)

@@ -275,7 +275,7 @@ def joint_options(folder, faces, batch, name):
     adam = {"type": "Adam", "lr": 1.0e-3, "betas": [0.0, 0.99], "eps": 1.0e-2}
     options = tiny_options(faces, folder, name)
     sections = {"size": 64, "batch_size_per_gpu": batch, "degradation": {"preset": "gfpgan", "reference_size": 512}}
-    shape = {"type": "D3DFR", "backbone": "tiny"}
+    shape = {"type": "TinyD3DFR"}
     shape.update(zip(("id_dim", "exp_dim", "tex_dim"), dims, strict=True))
     options["path"]["pretrain_network_shape"] = random_regressor(folder / "regressor.safetensors", shape)
     return {

@@ -1,8 +1,9 @@
-"""A backbone for D3DFR that takes a millisecond, where a test is about what is done with a regressor: ``backbone: tiny``."""
+"""TinyD3DFR, a regressor that takes a millisecond, where a test is about what is done with one."""
 
 from torch import Tensor, nn
 
-from sgpn_arch.d3dfr_arch import BACKBONES, Pooled
+from sgpn_arch.d3dfr_arch import BACKBONES, D3DFR, Pooled
+from sgpn_arch.registry import ARCH_REGISTRY
 
 
 class TinyBackbone(nn.Module):
@@ -29,3 +30,11 @@ class TinyBackbone(nn.Module):
 
 
 BACKBONES["tiny"] = TinyBackbone
+
+
+@ARCH_REGISTRY.register()
+class TinyD3DFR(D3DFR):
+    """D3DFR on that backbone."""
+
+    def __init__(self, id_dim: int = 80, exp_dim: int = 64, tex_dim: int = 80):
+        super().__init__(id_dim, exp_dim, tex_dim, "tiny")
