@@ -374,6 +374,18 @@ def test_fidelity_takes_a_row_back_to_its_input(options, tiny_weights, tmp_path)
     assert found["at auto"] == found["plain"]
 
 
+def test_holes_are_filled_as_the_command_fills_them(options, tiny_weights):
+    """A test set with holes: what is outside of them stays the input's, two pixels around them apart."""
+    fill_registries()
+    item = build_dataset({**options["datasets"]["test"], "degradation": None, "inpaint": {"area": 0.1}}, "test")[0]
+    batch = {key: value[None] for key, value in item.items() if key != "path"}
+    (restored,) = pipeline.WeightsRestorer(tiny_weights, "cpu")(batch, ["0"]).images
+    hole = item["mask"][0].numpy().astype(np.uint8)
+    away = cv2.dilate(hole, np.ones((7, 7), np.uint8)) == 0
+    changed = np.abs(levels(restored) - levels(item["lq"])).max(axis=0)
+    assert changed[away].max() == 0 and (changed[hole > 0] > 0).mean() > 0.9
+
+
 def test_faces_of_one_name_and_unusable_ones(options, faces, tmp_path):
     """The second '0' gets another name; a broken picture is not replaced by its neighbour's second score."""
     for folder in ("a", "b"):
