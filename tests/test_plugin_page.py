@@ -14,6 +14,8 @@ import pytest
 from safetensors import safe_open
 from skimage import data
 
+from sgpn_data.sheet import GAP, SMALLEST_CELL
+
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"^`([\w/.]+)`[^\n]*:\n\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
@@ -102,6 +104,9 @@ def test_the_loss_is_in_the_log_beside_the_inherited_ones(trained):
 def test_the_degradation_made_the_input_grey(trained):
     (sheet,) = (trained / "experiments/film/visualization").glob("2.*")
     picture = cv2.imread(str(sheet)).astype(float)
-    degraded, truth = picture[:64, :64], picture[:64, -64:]
+    # A row of five pictures; titles above them, its number at the left.
+    top, left = picture.shape[0] - (SMALLEST_CELL + GAP), picture.shape[1] - 5 * (SMALLEST_CELL + GAP)
+    degraded = picture[top : top + SMALLEST_CELL, left : left + SMALLEST_CELL]
+    truth = picture[top : top + SMALLEST_CELL, -(SMALLEST_CELL + GAP) : -GAP]
     assert np.ptp(degraded, axis=2).mean() < 4 < np.ptp(truth, axis=2).mean()
     assert np.std(degraded - truth.mean(axis=2, keepdims=True)) > 5

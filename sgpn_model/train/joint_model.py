@@ -289,8 +289,8 @@ class SGPNModel(TrainingModel):
         return self.gan.r1_weight / 2 * self.gan.r1_every * penalty
 
     @torch.no_grad()
-    def validate_batch(self) -> tuple[dict[str, list[float]], Tensor]:
-        """Metrics of the degraded input and of the restoration; input, rendering, mask, restoration, truth."""
+    def validate_batch(self) -> tuple[dict[str, list[float]], dict[str, Tensor]]:
+        """Metrics of the degraded input and of the restoration; and how they look."""
         shape = self._input_shape()
         output, masks = self._restore(self.ema["network_g"], shape, return_masks=True)
         output = output.float().clamp(-1, 1)
@@ -301,11 +301,8 @@ class SGPNModel(TrainingModel):
                 values[f"{metric}_{name}"] = function(image, *reference)
             landmarks = self._shape(self.frozen_prior, image).landmarks
             values[f"landmark_error_{name}"] = landmark_error(landmarks, self.batch["landmarks68"]).tolist()
-        columns = [self.batch["lq"], shape.render, *_mask_column(masks), output, truth]
-        return values, torch.cat(columns, dim=3)
-
-
-def _mask_column(masks: dict[int, list[Tensor]]) -> list[Tensor]:
-    """The mask picture of the highest resolution as an RGB column in [-1, 1]; none where the fusion has no masks."""
-    pictures = mask_pictures(masks)
-    return [(pictures[max(pictures)].float() * 2 - 1).expand(-1, 3, -1, -1)] if pictures else []
+        pictures = {"input": self.batch["lq"], "3D rendering": shape.render}
+        found = mask_pictures(masks)
+        if found:  # a fusion may have no masks
+            pictures["mask (white: photo)"] = (found[max(found)].float() * 2 - 1).expand(-1, 3, -1, -1)
+        return values, {**pictures, "restored": output, "truth": truth}

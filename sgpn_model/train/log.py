@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import yaml
 
 from sgpn_arch.errors import OptionError
 from sgpn_arch.files import write_atomically
+from sgpn_data.sheet import labelled_grid
 from sgpn_data.tensors import to_images
 from sgpn_model.config.sections import TrainingFile, WandbOptions
 from sgpn_model.train import distributed
@@ -79,13 +80,14 @@ class RunLog:
         LOGGER.info("step %d/%d  %.2f it/s  left %s  %s", step, total, rate, left, _format(values))
         self._write(step, "train", values)
 
-    def validation(self, step: int, values: dict[str, float], sheet: torch.Tensor | None) -> None:
-        """Logs validation metrics and writes the sheet, one row per face, if there is one."""
+    def validation(self, step: int, values: dict[str, float], faces: Sequence[dict[str, torch.Tensor]]) -> None:
+        """Logs validation metrics, and writes a sheet with a row for each face: title -> picture (3, H, W) in [-1, 1]."""
         LOGGER.info("validation at %d  %s", step, _format(values))
         self._write(step, "val", values)
-        if sheet is None:
+        if not faces:
             return
-        rows = np.concatenate(to_images(sheet))
+        columns = {title: to_images(torch.stack([face[title] for face in faces])) for title in faces[0]}
+        rows = labelled_grid(columns, [str(number) for number in range(1, len(faces) + 1)])
         path = self.folder / "visualization" / f"{step}.jpg"
         path.parent.mkdir(exist_ok=True)
         cv2.imwrite(str(path), rows)

@@ -211,9 +211,9 @@ class Loop:
 
     def _validate(self, val_set: SizedDataset) -> None:
         began = time.perf_counter()
-        values, sheet = validate(self.model, val_set, self.file.val.save_images)
+        values, faces = validate(self.model, val_set, self.file.val.save_images)
         if self.log:
-            self.log.validation(self.step, values, sheet)
+            self.log.validation(self.step, values, faces)
         if self.best is not None:
             self._keep_best(*self.best, values)
         self.timed_from += time.perf_counter() - began
@@ -291,8 +291,8 @@ def _signals(model: TrainingModel) -> Iterator[list[int]]:
 
 def validate(
     model: TrainingModel, dataset: SizedDataset, pictures: int
-) -> tuple[dict[str, float], torch.Tensor | None]:
-    """Mean metrics over the validation set, and the sheets of its first ``pictures`` items (None if that is 0).
+) -> tuple[dict[str, float], list[dict[str, torch.Tensor]]]:
+    """Mean metrics over the validation set, and for each of its first ``pictures`` items title -> picture (3, H, W).
 
     Each process scores its share, all get the results. Random numbers that scoring draws are the same each time, and
     those of the training are as before.
@@ -304,23 +304,24 @@ def validate(
     all_means = {name: mean_of_known(_dealt([values.get(name, []) for values, _ in parts])) for name in names}
     means = {name: mean for name, mean in all_means.items() if mean is not None}
     sheets = _dealt([rows for _, rows in parts])[:pictures]
-    return means, torch.stack(sheets) if sheets else None
+    return means, sheets
 
 
 def _validated(
     model: TrainingModel, dataset: Dataset, pictures: int
-) -> tuple[dict[str, list[float]], list[torch.Tensor]]:
+) -> tuple[dict[str, list[float]], list[dict[str, torch.Tensor]]]:
     values: dict[str, list[float]] = {}
-    rows: list[torch.Tensor] = []
+    rows: list[dict[str, torch.Tensor]] = []
     section = model.file.datasets.val
     assert section is not None  # the dataset was built of it
     with undisturbed_random_numbers(model.device, model.file.manual_seed):
         for batch in evaluation_batches(dataset, section):
             model.feed_data(batch)
-            scores, sheet = model.validate_batch()
+            scores, columns = model.validate_batch()
             for name, numbers in scores.items():
                 values.setdefault(name, []).extend(numbers)
-            rows.extend(sheet[: max(0, pictures - len(rows))].float().cpu().unbind())
+            shown = {title: column[: max(0, pictures - len(rows))].float().cpu() for title, column in columns.items()}
+            rows += [dict(zip(shown, row, strict=True)) for row in zip(*shown.values(), strict=True)]
     return values, rows
 
 

@@ -198,7 +198,7 @@ class PriorModel(TrainingModel):
     # -- validation ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def validate_batch(self) -> tuple[dict[str, list[float]], Tensor]:
+    def validate_batch(self) -> tuple[dict[str, list[float]], dict[str, Tensor]]:
         """What the discriminator thinks of plain pictures, how much they differ, and a row of samples for each.
 
         The averaged generator makes them of latents and noise that depend on the item's name alone, hence are the same at
@@ -215,7 +215,8 @@ class PriorModel(TrainingModel):
             "spread_real": _spread(real),
             "spread_fake": _spread(fake),
         }
-        return values, torch.cat([real, *rows.clamp(-1, 1).unbind(1)], dim=3)
+        samples = enumerate(rows.clamp(-1, 1).unbind(1), start=1)
+        return values, {"real": real, **{f"sample {number}": sample for number, sample in samples}}
 
     def _samples(self, name: str) -> Tensor:
         generator = self.ema["network_g"]

@@ -82,19 +82,19 @@ class ShapeAdaptModel(TrainingModel):
         self.update_average(step)
 
     @torch.no_grad()
-    def validate_batch(self) -> tuple[dict[str, list[float]], Tensor]:
-        """What adapting changed, on the degraded faces: ``shape_error_*``, mean distance in mm of the vertices from those that
-        the frozen regressor sees in the good photo, and the landmark error, of the frozen regressor and the adapted one.
+    def validate_batch(self) -> tuple[dict[str, list[float]], dict[str, Tensor]]:
+        """What adapting changed on the degraded faces, and how they look.
 
-        The sheet: degraded photo, frozen regressor's rendering of it, adapted one's, frozen one's of the good photo, photo.
+        ``shape_error_*`` is the mean distance in mm of the vertices from those that the frozen regressor sees in the good
+        photo. It and the landmark error are of the frozen regressor and of the adapted one.
         """
         hq, lq, points5 = (self.batch[key] for key in ("hq", "lq", "points5"))
         target = self.frozen_prior(hq, points5)
-        values, pictures = {}, [lq]
+        values, pictures = {}, {"degraded photo": lq}
         for name, prior in (("frozen", self.frozen_prior), ("adapted", self.average_prior)):
             result = prior(lq, points5)
             distance = (result.mesh.shape - target.mesh.shape).norm(dim=2).mean(dim=1)
             values[f"shape_error_{name}"] = (distance * MILLIMETRES).tolist()
             values[f"landmark_error_{name}"] = landmark_error(result.landmarks, self.batch["landmarks68"]).tolist()
-            pictures.append(result.render)
-        return values, torch.cat([*pictures, target.render, hq], dim=3)
+            pictures[f"its rendering, {name}"] = result.render
+        return values, {**pictures, "rendering of the good photo, frozen": target.render, "good photo": hq}

@@ -185,15 +185,17 @@ class ShapeModel(TrainingModel):
         return sum(self.weights[name] * value for name, value in parts.items())
 
     @torch.no_grad()
-    def validate_batch(self) -> tuple[dict[str, list[float]], Tensor]:
-        """Landmark error in % of the inter-ocular distance, on clean and on degraded faces; photo, rendering, overlay."""
+    def validate_batch(self) -> tuple[dict[str, list[float]], dict[str, Tensor]]:
+        """Landmark error in % of the inter-ocular distance, on clean and on degraded faces; and how they look."""
         regressor = self.prior.regressor
         self.prior.regressor = self.ema["network_shape"]
-        values, pictures = {}, []
-        for name in ("hq", "lq"):
+        values, pictures = {}, {}
+        for name, told in (("hq", "clean"), ("lq", "degraded")):
             result = self.prior(self.batch[name], self.batch["points5"])
             values[f"landmark_error_{name}"] = landmark_error(result.landmarks, self.batch["landmarks68"]).tolist()
             photo = self.batch[name]
-            pictures += [photo, result.render, torch.lerp(photo, result.render, 0.6 * result.mask)]
+            pictures[f"{told} photo"] = photo
+            pictures[f"its rendering ({told})"] = result.render
+            pictures[f"both ({told})"] = torch.lerp(photo, result.render, 0.6 * result.mask)
         self.prior.regressor = regressor
-        return values, torch.cat(pictures, dim=3)
+        return values, pictures

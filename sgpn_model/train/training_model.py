@@ -155,8 +155,8 @@ class TrainingModel:
         """One training step on the batch that feed_data took."""
         raise TypeError(f"{type(self).__name__} does not say how to train")
 
-    def validate_batch(self) -> tuple[dict[str, list[float]], Tensor]:
-        """Metric name -> one value per item of the batch, and a sheet (N, 3, H, W) in [-1, 1] with a row per item."""
+    def validate_batch(self) -> tuple[dict[str, list[float]], dict[str, Tensor]]:
+        """Metric name -> one value per item of the batch; and for the sheet, title -> pictures (N, 3, H, W) in [-1, 1]."""
         raise TypeError(f"{type(self).__name__} does not say how to validate")
 
     def state_extra(self) -> dict[str, Any]:

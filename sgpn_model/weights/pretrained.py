@@ -8,7 +8,6 @@ from safetensors import SafetensorError, safe_open
 from sgpn_arch.errors import nearest
 from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_data.alignment import TEMPLATES
-from sgpn_model.weights.catalogue import find_file, load_catalogue
 from sgpn_model.weights.checkpoint import FORMAT, Checkpoint, CheckpointError, load_checkpoint
 
 WEIGHTS_FOLDER = Path(__file__).parent
@@ -43,6 +42,9 @@ def find_weights(name: str | Path) -> Path:
         return Path(name)
     if Path(name).is_dir():
         raise CheckpointError(f"{name}: is a folder, not a file of weights")
+    # Here and not above: what most restorations need is found by now, and pydantic takes a while to import.
+    from sgpn_model.weights.catalogue import find_file, load_catalogue
+
     catalogue = load_catalogue()
     if name not in catalogue:
         hint = nearest(str(name), {*available_weights(), *catalogue})

@@ -110,10 +110,10 @@ class TinyModel(TrainingModel):
         judge.requires_grad_(False)
 
     @torch.no_grad()
-    def validate_batch(self) -> tuple[dict[str, list[float]], Tensor]:
+    def validate_batch(self) -> tuple[dict[str, list[float]], dict[str, Tensor]]:
         output = self.ema["network_g"](self.batch["lq"])
         error = (output - self.batch["hq"]).square().mean(dim=(1, 2, 3))
-        return {"mse_output": error.tolist(), "psnr_output": (-error.log()).tolist()}, output
+        return {"mse_output": error.tolist(), "psnr_output": (-error.log()).tolist()}, {"restored": output}
 
 
 if __name__ == "__main__":

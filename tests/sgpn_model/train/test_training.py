@@ -12,6 +12,7 @@ import yaml
 
 from sgpn_arch.errors import OptionError
 from sgpn_arch.face3d.morphable_model import MorphableModel
+from sgpn_data.sheet import GAP, SMALLEST_CELL
 from sgpn_model.config.registries import fill_registries
 from sgpn_model.config.sections import read_dataset
 from sgpn_model.train import loop as train
@@ -179,6 +180,14 @@ def shape_run(faces, tmp_path_factory):
     return run(folder, shape_options(faces, folder))
 
 
+def check_sheet(run, rows: int, columns: int) -> None:
+    """The sheet of step 3 has so many pictures, and room for titles above and names beside them, which hold some ink."""
+    sheet = cv2.imread(str(run / "visualization" / "3.jpg"))
+    height, width = (sheet.shape[axis] - count * (SMALLEST_CELL + GAP) for axis, count in ((0, rows), (1, columns)))
+    assert 0 < height < SMALLEST_CELL and 0 < width < SMALLEST_CELL
+    assert sheet[:height, width:].min() < 100
+
+
 class TestFiles:
     def test_everything_is_where_it_should_be(self, sgpn_run):
         files = {path.relative_to(sgpn_run).as_posix() for path in sgpn_run.rglob("*") if path.is_file()}
@@ -205,7 +214,7 @@ class TestFiles:
         assert line.keys() == {"step", "phase"} | scores and line["step"] == 3
         assert 10 < line["psnr_input"] < 50 and math.isfinite(line["landmark_error_output"])
         # Three rows of input, rendering, mask, restoration and truth.
-        assert cv2.imread(str(sgpn_run / "visualization" / "3.jpg")).shape == (3 * SIZE, 5 * SIZE, 3)
+        check_sheet(sgpn_run, rows=3, columns=5)
 
     def test_the_options_are_kept(self, sgpn_run):
         assert yaml.safe_load((sgpn_run / "options.yml").read_text())["model_type"] == "SGPNModel"
@@ -231,7 +240,7 @@ class TestFiles:
         (line,) = log_lines(shape_run, "val")
         assert {"landmark_error_hq", "landmark_error_lq"} <= line.keys()
         # Photo, rendering and overlay, on clean and on degraded faces.
-        assert cv2.imread(str(shape_run / "visualization" / "3.jpg")).shape == (3 * SIZE, 6 * SIZE, 3)
+        check_sheet(shape_run, rows=3, columns=6)
 
     def test_the_joint_stage_takes_over_the_regressor(self, shape_run, faces, tmp_path):
         weights = shape_run / "models" / "shape_3.safetensors"
@@ -626,10 +635,11 @@ def test_a_network_smaller_than_the_pictures_sees_them_box_averaged(faces, tmp_p
     torch.testing.assert_close(model.batch["lq"], halved)
     torch.testing.assert_close(model.batch["points5"], (batch["points5"] + 0.5) / 2 - 0.5)
     assert model.photo.shape[-1] == 128
-    values, sheet = model.validate_batch()
+    values, pictures = model.validate_batch()
     # Untrained, its output is its input.
     assert values["psnr_output"] == pytest.approx(values["psnr_input"], abs=0.2)
-    assert sheet.shape[2] == 64
+    assert list(pictures) == ["input", "3D rendering", "mask (white: photo)", "restored", "truth"]
+    assert {picture.shape[1:] for picture in pictures.values()} == {(3, 64, 64)}
 
 
 def test_the_shape_is_that_of_the_whole_picture_at_the_networks_size(faces, tmp_path):
