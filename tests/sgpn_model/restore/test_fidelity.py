@@ -127,7 +127,8 @@ def test_faces_of_one_batch_each_have_their_own():
     together = [restorer.prepare(photo, aligned=True, fidelity=wish).faces[0] for wish in wishes]
     restorer.run(together)
     for one, other in zip(alone, together, strict=True):
-        assert np.array_equal(one.restored, other.restored) and one.keep == other.keep
+        # The regressor's sums come in another order in a batch; another's fidelity would change tens of grey levels.
+        assert cv2.absdiff(one.restored, other.restored).max() <= 1 and one.keep == pytest.approx(other.keep, abs=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -180,9 +180,9 @@ def shape_run(faces, tmp_path_factory):
     return run(folder, shape_options(faces, folder))
 
 
-def check_sheet(run, rows: int, columns: int) -> None:
-    """The sheet of step 3 has so many pictures, and room for titles above and names beside them, which hold some ink."""
-    sheet = cv2.imread(str(run / "visualization" / "3.jpg"))
+def check_sheet(run, rows: int, columns: int, step: int = 3) -> None:
+    """The sheet of a step has so many pictures, and room for titles above and names beside them, which hold some ink."""
+    sheet = cv2.imread(str(run / "visualization" / f"{step}.jpg"))
     height, width = (sheet.shape[axis] - count * (SMALLEST_CELL + GAP) for axis, count in ((0, rows), (1, columns)))
     assert 0 < height < SMALLEST_CELL and 0 < width < SMALLEST_CELL
     assert sheet[:height, width:].min() < 100
@@ -283,7 +283,7 @@ def test_the_ablations_train_and_show_no_mask(faces, tmp_path, fusion):
     experiment = run(tmp_path, options)
     lines = log_lines(experiment, "train")
     assert all("l_pixel" in line and "l_adv" not in line and "l_d" not in line for line in lines)
-    assert cv2.imread(str(experiment / "visualization" / "2.jpg")).shape == (3 * SIZE, 4 * SIZE, 3)
+    check_sheet(experiment, rows=3, columns=4, step=2)
     load_networks(experiment / "models" / "tiny_2.safetensors")
 
 
