@@ -5,7 +5,6 @@ Importing this package imports no PyTorch; the first network that is asked for d
 
 import functools
 import importlib
-import importlib.metadata
 import inspect
 import pkgutil
 from collections.abc import Iterable, Mapping
@@ -81,7 +80,9 @@ def load_plugins() -> None:
     Raises:
         ImportError: a plugin cannot be imported; the message names it.
     """
-    for plugin in importlib.metadata.entry_points(group=PLUGIN_GROUP):
+    from importlib import metadata  # here, for `sgpn --help` needs none of it
+
+    for plugin in metadata.entry_points(group=PLUGIN_GROUP):
         register_archs()  # whose names a plugin must not take
         try:
             plugin.load()
@@ -96,12 +97,14 @@ def package_of(module: str) -> str | None:
     top = module.partition(".")[0]
     if top in ("sgpn_arch", "sgpn_data", "sgpn_model"):
         return None
+    from importlib import metadata
+
     # Plugins say it themselves, installed in whatever way; of other packages, the list of their files does.
-    plugins = importlib.metadata.entry_points(group=PLUGIN_GROUP)
+    plugins = metadata.entry_points(group=PLUGIN_GROUP)
     found = next((plugin.dist for plugin in plugins if plugin.module.partition(".")[0] == top and plugin.dist), None)
     if found is None:
-        names = importlib.metadata.packages_distributions().get(top)
-        found = importlib.metadata.distribution(names[0]) if names else None
+        names = metadata.packages_distributions().get(top)
+        found = metadata.distribution(names[0]) if names else None
     return f"{found.name}=={found.version}" if found else None
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -27,13 +28,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(build_parser(name for name in COMMANDS if name in arguments[:1]).parse_args(arguments))
     command = options.pop("run")
     try:
-        return command(**options) or 0
+        code = command(**options) or 0
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print("sgpn: interrupted", file=sys.stderr)
         return 130
     except OptionError as error:
         print("\n".join(f"sgpn: error: {problem}" for problem in error.problems), file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever reads, such as `head`, has seen enough; nothing may be written when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (UserError, OSError, FloatingPointError) as error:
         print(f"sgpn: error: {error}", file=sys.stderr)
         return 1

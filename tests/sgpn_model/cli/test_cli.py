@@ -289,3 +289,12 @@ def test_the_page_of_options_is_fresh(capsys):
     assert cli.main(["options", "docs"]) == 0
     page = Path(__file__).parents[3] / "docs" / "options.md"
     assert capsys.readouterr().out == page.read_text(encoding="utf-8"), "sgpn options docs > docs/options.md"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    """As `sgpn options list | head -1` does it."""
+    command = [sys.executable, "-m", "sgpn_model.cli", "options", "list"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_environment())
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 141
