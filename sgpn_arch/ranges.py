@@ -48,8 +48,8 @@ MappingLayers = Annotated[int, Ge(1), Le(64)]
 OddCount = Annotated[int, Ge(1), Predicate(lambda number: number % 2 == 1), Told("an odd whole number of at least 1")]
 Device = Annotated[
     str,
-    Predicate(lambda name: name in ("auto", "cpu", "cuda") or name.startswith("cuda:") and name[5:].isdecimal()),
-    Told("auto, cpu, cuda or cuda:NUMBER"),
+    Predicate(lambda name: name in ("auto", "cpu", "cuda", "mps") or name.startswith("cuda:") and name[5:].isdecimal()),
+    Told("auto, cpu, cuda, cuda:NUMBER or mps"),
 ]
 Template = Literal["ffhq", "gpen"]
 FilePath = Annotated[str | Path, OnDisk("file", "check the path"), Told("a path")]

@@ -145,7 +145,9 @@ def absent(options: Options, where: str = "") -> Iterator[Problem]:
         if mark is None or not value or value in parts:
             continue
         for path in value if isinstance(value, list) else [value]:
-            place = Path(path).expanduser()
+            place = Path(path)
+            if mark.folder:  # datasets take ~ for the home, files of weights are read as they are written
+                place = place.expanduser()
             if mark.names and re.fullmatch(r"\w+", str(path)):
                 continue
             if not (place.is_dir() if mark.folder else place.exists()):

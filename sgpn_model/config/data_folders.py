@@ -1,6 +1,7 @@
 """``--data FOLDER``: the faces of an option file's datasets, where the file names none."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from sgpn_arch.by_name import options_of
 from sgpn_arch.errors import OptionError, Problem
@@ -20,7 +21,7 @@ def fill_roots(options: dict, origins: Origins, folders: Sequence[str]) -> None:
         folders: of aligned faces, see :func:`sgpn_data.sources.open_split`; all of them are joined.
 
     Raises:
-        OptionError: every dataset names its own.
+        OptionError: every dataset names its own; or one names a folder of these without saying which part of it.
     """
     without = _without_root(options) if folders else []
     if folders and not without:
@@ -28,9 +29,23 @@ def fill_roots(options: dict, origins: Origins, folders: Sequence[str]) -> None:
             "--data: has no effect, for every dataset names its own folder; change that: --set datasets.train.dataroot=FOLDER",
             source=origins.top,
         )
+    given = {str(Path(folder).expanduser().resolve()) for folder in folders}
+    for phase, section in options["datasets"].items() if without else ():
+        roots = section.get("dataroot") if isinstance(section, dict) else None
+        named = {
+            str(Path(str(root)).expanduser().resolve()) for root in (roots if isinstance(roots, list) else [roots])
+        }
+        if roots and named & given and not section.get("split"):
+            raise OptionError(
+                f"datasets.{phase}.dataroot: is a folder of --data too, so faces would be trained on and measured; name it in "
+                f"neither or both, or write datasets.{phase}.split"
+            )
     for phase in without:
+        section = options["datasets"][phase]
         for key, value in {"dataroot": [str(folder) for folder in folders], "split": PHASES[phase]}.items():
-            options["datasets"][phase][key] = value
+            if section.get(key):  # a split that the file chooses itself
+                continue
+            section[key] = value
             origins.put(["datasets", phase, key], value, f"--data {' '.join(map(str, folders))}")
 
 

@@ -103,7 +103,7 @@ class PathOptions(Options):
     """Checkpoint whose regressor judges in L_3dlm and L_mesh, and is not trained. By default the one that the regressor of
     ``pretrain_network_shape`` was adapted from, which ShapeAdaptModel's checkpoints hold beside it; where there is none,
     that regressor itself, as it begins."""
-    pretrain_backbone: Weights | None = None
+    pretrain_backbone: FilePath | None = None
     """Weights of torchvision's for the regressor's backbone (.pth)."""
     pretrain_prior: Weights | None = None
     """Generative prior that a fresh SGPN starts from: PriorModel's checkpoint, or GPEN's .pth."""

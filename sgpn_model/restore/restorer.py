@@ -414,7 +414,7 @@ class FaceRestorer:
         if photo.hole is not None and faces:
             filling = resize(match_hole(faces[0]), bgr.shape[1::-1]) if photo.aligned else paste_faces(bgr, faces)
             image = blend_hole(bgr, filling, photo.hole)
-        elif photo.aligned:
+        elif photo.aligned and faces:
             image = faces[0].restored if self.as_released else aligned_at_size_of(faces[0], bgr)
         else:
             image = bgr if in_place else bgr.copy()

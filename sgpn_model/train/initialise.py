@@ -13,6 +13,7 @@ from sgpn_arch.released_names import PriorReport, init_from_prior
 from sgpn_arch.sgpn_arch import SGPN
 from sgpn_arch.stylegan2_arch import ConcatStyleGAN2Generator
 from sgpn_model.weights.checkpoint import CheckpointError, load_checkpoint, load_weights, read_state_dict
+from sgpn_model.weights.pretrained import find_weights
 
 LOGGER = logging.getLogger("sgpn")
 
@@ -29,11 +30,10 @@ def initialise_from_prior(network: SGPN, path: str | Path) -> PriorReport:
     Raises:
         CheckpointError: the file cannot be read, or nothing in it fits.
     """
+    path = find_weights(path)
     try:
-        if Path(path).suffix == ".safetensors":
-            report = _take_ours(network, path)
-        else:
-            report = init_from_prior(network, read_state_dict(path))
+        ours = path.suffix == ".safetensors"
+        report = _take_ours(network, path) if ours else init_from_prior(network, read_state_dict(path))
     except CheckpointError:
         raise
     except ValueError as error:
@@ -143,6 +143,7 @@ def grow(network: SGPN, path: str | Path) -> None:
     Raises:
         CheckpointError: the file holds no such network.
     """
+    path = find_weights(path)
     small = load_checkpoint(path).network("network_g")
     if not isinstance(small, SGPN) or 2 * small.size != network.size:
         found = f"a {type(small).__name__} of {getattr(small, 'size', '?')} px"

@@ -150,7 +150,7 @@ class SGPNModel(TrainingModel):
         elif given and f"network_shape{PRETRAINED}" in self.checkpoint(given).weights:
             self.load(frozen, given, f"network_shape{PRETRAINED}")
         elif given:
-            LOGGER.info(
+            LOGGER.warning(
                 "%s holds no regressor from before it was adapted to degraded faces: L_3dlm and L_mesh are judged by "
                 "network_shape as it begins (path.pretrain_frozen_shape names another)",
                 given,
@@ -159,6 +159,11 @@ class SGPNModel(TrainingModel):
 
     def _metric(self, name: str) -> Callable:
         metric: Any = build_metric(name)
+        smallest = getattr(metric, "min_size", 1)
+        if smallest > self.size:
+            raise OptionError(
+                f"val.metrics: {name} needs pictures of at least {smallest} px, but network_g makes {self.size} px"
+            )
         if hasattr(metric, "distance") or bool(getattr(metric, "inputs", ())):
             raise OptionError(f"val.metrics: {name} has no value for two pictures alone, which validation compares")
         return metric.to(self.device) if isinstance(metric, nn.Module) else metric

@@ -57,7 +57,12 @@ class ShapeAdaptModel(TrainingModel):
         self.prior = self.shape_prior(network)
         self.average("network_shape")
         self.average_prior = self.with_regressor(self.ema["network_shape"])
-        self.frozen_prior = self.with_regressor(copy.deepcopy(network))
+        frozen = copy.deepcopy(network)
+        if (
+            f"network_shape{PRETRAINED}" in self.checkpoint(pretrained).weights
+        ):  # adapted before: the judge stays the first one
+            self.load(frozen, pretrained, f"network_shape{PRETRAINED}")
+        self.frozen_prior = self.with_regressor(frozen)
         self.optimizer("optim_shape", network.parameters(), self.train_opt.optim_shape)
 
     def release(self) -> dict[str, nn.Module]:

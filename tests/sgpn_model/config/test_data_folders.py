@@ -42,6 +42,16 @@ def test_what_the_file_names_stays(faces):
         filled(JOINT, faces, *overrides)
 
 
+def test_nobody_is_trained_on_and_measured(faces):
+    """A folder of the file's and of --data: the file's dataset would take all of it, the other one a part."""
+    named = f"datasets.train.dataroot={faces[1]}"
+    with pytest.raises(OptionError, match=r"datasets\.train\.dataroot: is a folder of --data too"):
+        filled(JOINT, faces[1:], named)
+    datasets, _ = filled(JOINT, faces[1:], named, "datasets.train.split=train")
+    assert datasets["val"]["split"] == "val"
+    assert filled("options/test/open_mild.yml", faces, "datasets.test.split=train")[0]["test"]["split"] == "train"
+
+
 def test_errors_name_the_switch(faces, capsys):
     _, origins = filled(JOINT, faces)
     assert origins.at(["datasets", "train", "dataroot"]).startswith("--data ")

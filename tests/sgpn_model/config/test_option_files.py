@@ -118,7 +118,7 @@ class TestWholeFiles:
             ),
             ("train.optim_g.betas=[0.5]", "train.optim_g.betas: expected a pair, each a number .*, found .0.5"),
             ("train.losses.pixel.loss_weight=abc", "train.losses.pixel.loss_weight: expected a number, found 'abc'"),
-            ("device=quantum", "device: expected auto, cpu, cuda or cuda:NUMBER, found 'quantum'"),
+            ("device=quantum", "device: expected auto, cpu, cuda, cuda:NUMBER or mps, found 'quantum'"),
             ("datasets.train.cache=ramm", "datasets.train.cache: unknown value 'ramm'; did you mean 'ram'"),
             ("datasets.train.use_hflip=7", "datasets.train.use_hflip: expected true, false or ~ .nothing., found 7"),
             ("datasets.train.template=3", "datasets.train.template: expected ffhq or gpen, found 3"),

@@ -86,3 +86,11 @@ def test_wrong_usage(run, tmp_path, face, capsys):
         with pytest.raises(SystemExit) as caught:
             run(*wrong, "--mask", "m.png")
         assert caught.value.code == 2 and "--mask goes with one photo" in capsys.readouterr().err
+
+
+def test_a_hole_that_vanishes_at_the_networks_size_leaves_the_face(restorer, face):
+    large = cv2.resize(face, (1600, 1600))
+    hole = np.zeros((1600, 1600), np.uint8)
+    hole[800, 800] = 255
+    result = restorer.restore(large, aligned=True, mask=hole)
+    assert np.array_equal(result.image, large) and not result.faces and result.untouched == 1

@@ -178,6 +178,11 @@ def test_the_joint_stages_judge_is_the_regressor_from_before_stage_1(options, ad
     other = joint_with(options, pretrain_network_shape=adapted, pretrain_frozen_shape=adapted)
     assert same(other.frozen_prior.regressor, after["network_shape"])
 
+    again = {**options, "path": {**options["path"], "pretrain_network_shape": str(adapted)}}
+    assert same(ShapeAdaptModel(again, torch.device("cpu")).frozen_prior.regressor, before), (
+        "adapted twice, judged by the first"
+    )
+
     with caplog.at_level("INFO", "sgpn"):
         unknown = joint_with(options)
     assert same(unknown.frozen_prior.regressor, before)

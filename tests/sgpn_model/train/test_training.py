@@ -287,6 +287,15 @@ def test_the_ablations_train_and_show_no_mask(faces, tmp_path, fusion):
     load_networks(experiment / "models" / "tiny_2.safetensors")
 
 
+def test_a_metric_for_larger_pictures_is_refused_before_the_training(faces, tmp_path):
+    options = sgpn_options(faces, tmp_path)
+    options["val"]["metrics"] = ["niqe"]
+    with pytest.raises(
+        OptionError, match=f"val.metrics: niqe needs pictures of at least 192 px, but network_g makes {SIZE}"
+    ):
+        build_model(SGPNModel, options)
+
+
 # -- Resuming ---------------------------------------------------------------------------------------------------------
 
 
