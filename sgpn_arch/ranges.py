@@ -51,6 +51,11 @@ Device = Annotated[
     Predicate(lambda name: name in ("auto", "cpu", "cuda", "mps") or name.startswith("cuda:") and name[5:].isdecimal()),
     Told("auto, cpu, cuda, cuda:NUMBER or mps"),
 ]
+FolderName = Annotated[
+    str,
+    Predicate(lambda name: name.strip(" .") != "" and not set(name) & set("/\\\0")),
+    Told("the name of a folder, without / or \\"),
+]
 Template = Literal["ffhq", "gpen"]
 FilePath = Annotated[str | Path, OnDisk("file", "check the path"), Told("a path")]
 Weights = Annotated[

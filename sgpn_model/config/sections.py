@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainVa
 
 from sgpn_arch.by_name import SECTION, check_plugin, named, options_of
 from sgpn_arch.errors import OptionError, Problem, nearest
-from sgpn_arch.ranges import Count, Device, FilePath, Fraction, Told, Weights, Whole
+from sgpn_arch.ranges import Count, Device, FilePath, FolderName, Fraction, Told, Weights, Whole
 from sgpn_arch.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY
 from sgpn_arch.schema import Options
 from sgpn_data.face_dataset import LoaderOptions
@@ -176,7 +176,7 @@ class TrainingSets(Options):
 class TrainingFile(Options):
     """An option file for `sgpn train`. The stage that ``model_type`` names adds its ``train`` and its networks."""
 
-    name: str
+    name: FolderName
     """Name of the experiment and of its folder."""
     model_type: str
     """The training stage: a registered class."""
@@ -271,7 +271,7 @@ def _free_rows(restorers: dict) -> dict:
 class TestingFile(Options):
     """An option file for `sgpn test`."""
 
-    name: str
+    name: FolderName
     """Name of the test, and of the folder for its report."""
     device: Device = "auto"
     """Where to compute; auto is CUDA where there is any."""

@@ -150,9 +150,9 @@ class SGPNModel(TrainingModel):
         elif given and f"network_shape{PRETRAINED}" in self.checkpoint(given).weights:
             self.load(frozen, given, f"network_shape{PRETRAINED}")
         elif given:
-            LOGGER.warning(
-                "%s holds no regressor from before it was adapted to degraded faces: L_3dlm and L_mesh are judged by "
-                "network_shape as it begins (path.pretrain_frozen_shape names another)",
+            LOGGER.info(
+                "L_3dlm and L_mesh are judged by the regressor of %s as it is, for that file holds no earlier one "
+                "(path.pretrain_frozen_shape names another)",
                 given,
             )
         return frozen

@@ -47,7 +47,7 @@ def find_weights(name: str | Path) -> Path:
 
     catalogue = load_catalogue()
     if name not in catalogue:
-        hint = nearest(str(name), {*available_weights(), *catalogue})
+        hint = nearest(str(name), {"default", *available_weights(), *catalogue})
         raise CheckpointError(f"weights '{name}': no such file, and no weights of this name{hint}")
     place = find_file(catalogue[str(name)])
     if place is None:
