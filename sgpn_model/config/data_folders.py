@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sgpn_arch.by_name import options_of
 from sgpn_arch.errors import OptionError, Problem
@@ -42,9 +43,10 @@ def fill_roots(options: dict, origins: Origins, folders: Sequence[str]) -> None:
             )
     for phase in without:
         section = options["datasets"][phase]
-        for key, value in {"dataroot": [str(folder) for folder in folders], "split": PHASES[phase]}.items():
-            if section.get(key):  # a split that the file chooses itself
-                continue
+        added: dict[str, Any] = {"dataroot": [str(folder) for folder in folders]}
+        if not section.get("split"):  # else the file chooses it itself
+            added["split"] = PHASES[phase]
+        for key, value in added.items():
             section[key] = value
             origins.put(["datasets", phase, key], value, f"--data {' '.join(map(str, folders))}")
 

@@ -28,7 +28,7 @@ from sgpn_model.train.losses import (
     r1_penalty,
 )
 from sgpn_model.train.optimizers import Optimizer
-from sgpn_model.train.training_model import LOGGER, PRETRAINED, TrainingModel, TrainOptions
+from sgpn_model.train.training_model import LOGGER, TrainingModel, TrainOptions
 from sgpn_model.weights.checkpoint import CheckpointError
 
 
@@ -147,9 +147,7 @@ class SGPNModel(TrainingModel):
         given = path.pretrain_network_shape
         if path.pretrain_frozen_shape:
             self.load(frozen, path.pretrain_frozen_shape, "network_shape")
-        elif given and f"network_shape{PRETRAINED}" in self.checkpoint(given).weights:
-            self.load(frozen, given, f"network_shape{PRETRAINED}")
-        elif given:
+        elif given and not self.load_unadapted(frozen, given):
             LOGGER.info(
                 "L_3dlm and L_mesh are judged by the regressor of %s as it is, for that file holds no earlier one "
                 "(path.pretrain_frozen_shape names another)",

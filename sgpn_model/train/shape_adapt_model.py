@@ -58,10 +58,7 @@ class ShapeAdaptModel(TrainingModel):
         self.average("network_shape")
         self.average_prior = self.with_regressor(self.ema["network_shape"])
         frozen = copy.deepcopy(network)
-        if (
-            f"network_shape{PRETRAINED}" in self.checkpoint(pretrained).weights
-        ):  # adapted before: the judge stays the first one
-            self.load(frozen, pretrained, f"network_shape{PRETRAINED}")
+        self.load_unadapted(frozen, pretrained)  # of a regressor adapted before, the judge stays the first one
         self.frozen_prior = self.with_regressor(frozen)
         self.optimizer("optim_shape", network.parameters(), self.train_opt.optim_shape)
 

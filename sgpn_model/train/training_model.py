@@ -203,6 +203,15 @@ class TrainingModel:
             raise CheckpointError(f"{path}: holds no '{name}' (it has {', '.join(weights)})")
         load_weights(network, weights[name], f"{path}: {name}")
 
+    def load_unadapted(self, regressor: nn.Module, path: str | Path) -> bool:
+        """Gives a regressor the weights from before stage 1, which ShapeAdaptModel's checkpoints hold, and says whether
+        there are any in this one."""
+        name = f"network_shape{PRETRAINED}"
+        found = name in self.checkpoint(path).weights
+        if found:
+            self.load(regressor, path, name)
+        return found
+
     def shape_prior(self, regressor: nn.Module) -> ShapePrior:
         """The shape prior of a regressor and its morphable model.
 
