@@ -273,6 +273,8 @@ class TinyRetinaFace(Detector):
 
     def __init__(self, threshold: float = SCORE_THRESHOLD):
         super().__init__(threshold)
+        # Unless told not to before it is first imported, onnxruntime keeps a record of its use, and sends it to its maker.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         try:
             import onnxruntime
             from retinaface import WEIGHTS
