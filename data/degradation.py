@@ -20,6 +20,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from sgpn_arch.by_name import check_plugin
 from sgpn_arch.ranges import Amount, Count, Fraction, OddCount, Positive, Told
 from sgpn_arch.schema import Options, Span
+from sgpn_data.defects import DefectOptions, add_defects
 
 RESIZE_KERNELS = {
     "area": cv2.INTER_AREA,
@@ -69,6 +70,8 @@ class RangeOptions(Options):
     """Chance that its colours are shifted."""
     color_jitter_shift: Amount = 20.0
     """Largest shift of a channel, grey levels of 255."""
+    defects: DefectOptions | None = None
+    """What happens to the picture before all that; ~: nothing, as in the paper."""
     reference_size: Count | None = None
     """Side of the good face that the ranges are meant for, pixels: pictures of another size are degraded as if
     they were such a face, shown at their size. ~: the ranges are those of the pictures at hand."""
@@ -262,7 +265,11 @@ class Degradation:
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """``image`` float32 HxWx3 BGR in [0, 1] -> the same shape and range, degraded by a fresh draw."""
         _check_image(image)
-        return self.apply(image, self.sample(rng, max(image.shape[:2])), rng)
+        size, options = max(image.shape[:2]), self.options
+        if options.defects is not None:
+            scale = size / options.reference_size if options.reference_size else 1.0
+            image = np.clip(add_defects(image, options.defects, scale, jpeg_compress, rng), 0, 1)
+        return self.apply(image, self.sample(rng, size), rng)
 
     def sample(self, rng: np.random.Generator, size: int) -> DegradationParameters:
         """Draws the parameters for an image of ``size`` pixels."""

@@ -68,6 +68,7 @@ def _parts() -> Iterator[str]:
         yield from _table(model.model_fields, leave_out=RangeOptions.model_fields)
     yield "Both types have these. A range is [lo, hi] or one number, drawn uniformly; `~` switches the step off.\n"
     yield from _table(RangeOptions.model_fields)
+    yield from _sections(RangeOptions, "datasets.PHASE.degradation.")
     yield "## Networks: `network_*`\n"
     fusions = [name for name, arch in sorted(_ours(ARCH_REGISTRY)) if issubclass(arch, Fusion)]
     yield f"Fusions for `fusion`: {', '.join(fusions)}.\n"
