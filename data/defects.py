@@ -141,7 +141,7 @@ def add_defects(
         image = fade(image, strength, 1 - np.abs(rng.normal(0, fading.tint * strength, 3)))
     if (lines := options.scratches) and happens(lines):
         count = int(rng.integers(*lines.count, endpoint=True))
-        image = scratch(image, count, tuple(scale * width for width in lines.width), rng)
+        image = scratch(image, count, (scale * lines.width[0], scale * lines.width[1]), rng)
     if (printed := options.halftone) and happens(printed):
         pitch = max(2.0, scale * drawn(printed.pitch))
         image = halftone(image, pitch, pitch * drawn(printed.blur), drawn((0, 360)))
@@ -182,7 +182,7 @@ def scratch(image: np.ndarray, count: int, width: tuple[float, float], rng: np.r
         size = rng.uniform(*width)
         if number < count:
             ends = rng.uniform(0, 1, (2, 2)) * (across, height)
-            way = np.linspace(*ends, 12) + rng.normal(0, 0.004 * height, (12, 2)).cumsum(axis=0)
+            way = np.linspace(ends[0], ends[1], 12) + rng.normal(0, 0.004 * height, (12, 2)).cumsum(axis=0)
         else:
             way = np.repeat(rng.uniform(0, 1, (1, 2)) * (across, height), 2, axis=0)
         first = np.maximum(way.min(axis=0) - size - 1, 0).astype(int)
@@ -230,7 +230,7 @@ def halftone(image: np.ndarray, pitch: float, blur: float, angle: float) -> np.n
 def add_grain(image: np.ndarray, deviation: float, size: float, rng: np.random.Generator) -> np.ndarray:
     """Grain of one brightness in all channels: normal noise, smoothed by a Gaussian of ``size`` pixels and brought back to
     ``deviation`` grey levels of 255 at middle grey; 0.3 of it is left at black and white."""
-    noise = rng.standard_normal(image.shape[:2], dtype=np.float32)
+    noise: np.ndarray = rng.standard_normal(image.shape[:2], dtype=np.float32)
     if size > 0:
         reach = int(np.ceil(4 * size))
         profile = np.exp(-0.5 * (np.arange(-reach, reach + 1) / size) ** 2)
