@@ -28,7 +28,12 @@ def fill_registries() -> None:
         if module.name.endswith("_model"):
             importlib.import_module(f"sgpn_model.train.{module.name}")
     sgpn_data.register_datasets()
-    for name in ("sgpn_model.train.losses", "sgpn_model.train.identity", "sgpn_model.evaluate.metrics"):
+    for name in (
+        "sgpn_model.train.losses",
+        "sgpn_model.train.identity",
+        "sgpn_model.evaluate.metrics",
+        "sgpn_model.evaluate.faceres",
+    ):
         importlib.import_module(name)
     load_plugins()
 
