@@ -31,6 +31,7 @@ def fill_registries() -> None:
     for name in (
         "sgpn_model.train.losses",
         "sgpn_model.train.identity",
+        "sgpn_model.train.efficientnet",
         "sgpn_model.evaluate.metrics",
         "sgpn_model.evaluate.faceres",
     ):
