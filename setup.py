@@ -17,7 +17,9 @@ PAPER = (
 TRAIN = ["tensorboard"]
 # PyWavelets: scikit-image estimates noise with it, in scripts/restore_classically.py.
 METRICS = ["lpips>=0.1.4", "matplotlib>=3.8", "torch-fidelity>=0.3", "PyWavelets>=1.6"]
-TEST = TRAIN + METRICS + ["pytest>=8", "hypothesis>=6", "pytest-benchmark>=5", "torchmetrics>=1.4"]
+# imagecodecs: with it tifffile writes compressed TIFFs, in tests/fuzz.
+TESTERS = ["hypothesis>=6", "imagecodecs>=2024.1.1", "pytest>=8", "pytest-benchmark>=5", "torchmetrics>=1.4"]
+TEST = TRAIN + METRICS + TESTERS
 
 
 class BuildWithStub(build_py):
