@@ -7,7 +7,7 @@ python scripts/fuzz.py page -o experiments/fuzz > docs/reliability.md
 The areas are those of tests/fuzz. A case is made of its seed and number alone. One that fails keeps its files in
 OUT/failures, is listed in OUT/AREA.jsonl, and --only repeats it. A case fails by a traceback, by an exit code other than 0, 1
 and 2, by an error that names neither file nor key, by a result that is not what it should be, by taking longer than its
-limit (20 seconds, where the area does not say more), or by taking more memory than --megabytes.
+limit (20 seconds, where the area does not say more), or by asking for more memory than --megabytes.
 """
 
 import argparse
@@ -73,10 +73,11 @@ def area_class(name: str) -> Any:
 # The process that tries
 
 
-def work(name: str, seed: int, folder: Path) -> None:
+def work(name: str, seed: int, folder: Path, megabytes: int) -> None:
     """Tries the cases whose numbers it reads, and answers each with a line of JSON."""
     import numpy as np
 
+    resource.setrlimit(resource.RLIMIT_DATA, (megabytes << 20, megabytes << 20))
     answers = os.fdopen(os.dup(1), "w")
     tried = area_class(name)(folder)
     print(json.dumps({"ready": True}), file=answers, flush=True)
@@ -86,8 +87,7 @@ def work(name: str, seed: int, folder: Path) -> None:
         began = time.monotonic()
         what, wrong = tried.attempt(np.random.default_rng([seed, int(line)]), case)
         seconds = time.monotonic() - began
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        answer = {"number": int(line), "what": what, "wrong": wrong, "seconds": round(seconds, 2), "megabytes": memory}
+        answer = {"number": int(line), "what": what, "wrong": wrong, "seconds": round(seconds, 2)}
         print(json.dumps(answer), file=answers, flush=True)
         if not wrong:
             shutil.rmtree(case, ignore_errors=True)
@@ -108,19 +108,12 @@ class Worker:
         """Starts it in an empty folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        command = [
-            sys.executable,
-            __file__,
-            self.asked.area,
-            "--seed",
-            self.asked.seed,
-            "--work",
-            self.folder.resolve(),
-        ]
+        asked = ["--seed", self.asked.seed, "--megabytes", self.asked.megabytes, "--work", self.folder.resolve()]
+        command = [sys.executable, __file__, self.asked.area, *map(str, asked)]
         settings = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(self.folder.resolve())}
         with open(self.folder / "stderr", "wb") as errors:
             self.process = subprocess.Popen(
-                list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=settings
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=settings
             )
         if self._answer(START) is None:
             raise RuntimeError(f"the process for {self.asked.area} does not start: {self.folder / 'stderr'}")
@@ -144,19 +137,10 @@ class Worker:
         if answer is None:
             took = time.monotonic() - began
             wrong = f"no answer within {limit} s" if took >= limit else f"the process ended: {self.process.wait(5)}"
-            answer = {
-                "number": number,
-                "what": "hung or died",
-                "wrong": wrong,
-                "seconds": round(took, 2),
-                "megabytes": 0,
-            }
-        elif not answer["wrong"] and answer["megabytes"] > self.asked.megabytes:
-            answer["wrong"] = f"takes {answer['megabytes']} MB"
+            answer = {"number": number, "what": "hung or died", "wrong": wrong, "seconds": round(took, 2)}
+            self.stop()
         if answer["wrong"]:
             self._keep(number)
-        if answer["what"] == "hung or died" or answer["megabytes"] > self.asked.megabytes:
-            self.stop()
         return answer
 
     def _keep(self, number: int) -> None:
@@ -240,7 +224,7 @@ def main() -> int:
     add("--count", type=int, help="cases (default: the area's own number)")
     add("--only", type=int, metavar="NUMBER", help="only this case")
     add("--jobs", type=int, default=1, help="processes at once (default: 1)")
-    add("--megabytes", type=int, default=3000, help="memory that a case may take (default: 3000)")
+    add("--megabytes", type=int, default=6000, help="memory that a process may take (default: 6000)")
     add("-o", "--output", type=Path, default=Path("experiments/fuzz"), metavar="OUT", help="folder of what was found")
     add("--work", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -248,7 +232,7 @@ def main() -> int:
         print(page(asked.output), end="")
         return 0
     if asked.work:
-        work(asked.area, asked.seed, asked.work)
+        work(asked.area, asked.seed, asked.work, asked.megabytes)
         return 0
     return 1 if watch(asked) else 0
 
