@@ -1,37 +1,89 @@
 """Files: written whole or not at all, the one way to write tensors, SHA-256, and the folders of caches and packages."""
 
+import functools
+import glob
 import hashlib
 import importlib.util
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+# Unfinished files lie in hidden folders of this name, beside what they will be.
+UNFINISHED = ".sgpn-unfinished-"
 
 
 def write_atomically(path: str | Path, write: Callable[[str], Any], durable: bool = True) -> None:
     """Calls ``write(temporary path)`` and renames the result to ``path``; whatever goes wrong, no half file is left.
 
     The folder is made where there is none. ``durable`` flushes to the disk first, so that the file outlives a power cut.
+    What a process that was killed left behind in the folder is removed.
 
     Raises:
         OSError: the file cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    _remove_leftovers(path.parent)
+    folder, lock = _unfinished_folder(path.parent)
+    temporary = os.path.join(folder, "part")
     try:
         write(temporary)
         if durable:
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp, and safetensors too, make files that only their owner may read
+        os.chmod(temporary, 0o644)  # safetensors makes files that only their owner may read
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _unfinished_folder(parent: Path) -> tuple[str, int | None]:
+    """A new folder, and the lock on it that tells other processes that this one lives."""
+    while True:
+        folder = tempfile.mkdtemp(prefix=UNFINISHED, dir=parent)
+        lock = _lock(folder, wait=True)
+        if os.path.exists(folder):  # else another process took it for a leftover before it was locked
+            return folder, lock
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(folder: str, wait: bool) -> int | None:
+    """Locks a folder for as long as the descriptor is open; None if somebody else holds it, or where folders have no locks."""
+    if fcntl is None:
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+@functools.lru_cache(maxsize=256)
+def _remove_leftovers(parent: Path) -> None:
+    """Removes the unfinished folders that nobody holds, once for each parent folder and process."""
+    for folder in glob.glob(os.path.join(glob.escape(str(parent)), UNFINISHED + "*")):
+        lock = _lock(folder, wait=False)
+        if lock is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:

@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +91,37 @@ class TestAtomicity:
         write_atomically(path, write, durable)
         assert path.read_text() == "new" and os.listdir(tmp_path) == ["file"]
         assert path.stat().st_mode & 0o777 == 0o644
+
+    def test_a_name_as_long_as_names_can_be(self, tmp_path):
+        path = tmp_path / ("n" * 251 + ".png")
+        write_atomically(path, lambda temporary: Path(temporary).write_text("new"))
+        assert path.read_text() == "new"
+
+    def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(self, tmp_path):
+        code = (
+            "import sys, time\nfrom sgpn_arch.files import write_atomically\n"
+            "def write(temporary):\n    open(temporary, 'w').close()\n    print(temporary, flush=True)\n    input()\n"
+            "write_atomically(sys.argv[1], write)"
+        )
+
+        def start(name):
+            arguments = [sys.executable, "-c", code, str(tmp_path / name)]
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+            process = subprocess.Popen(
+                arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            )
+            return process, Path(process.stdout.readline().strip())
+
+        killed, left = start("a.png")
+        killed.kill()
+        killed.wait()
+        assert left.exists()
+        living, kept = start("b.png")
+        assert not left.parent.exists()
+        write_atomically(tmp_path / "c.png", lambda temporary: Path(temporary).write_text("c"))
+        assert kept.exists()
+        living.communicate("\n")
+        assert living.returncode == 0 and sorted(os.listdir(tmp_path)) == ["b.png", "c.png"]
 
 
 def test_sha256(tmp_path):
