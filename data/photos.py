@@ -1,25 +1,40 @@
 """Reading and writing photos: upright, 8-bit BGR with the alpha beside it, whatever the file holds; atomic writes."""
 
+import functools
+import io
+import os
+import shutil
+import stat
+import struct
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from sgpn_arch.errors import UserError
 from sgpn_arch.files import write_atomically
+from sgpn_data import tiff
 
-READ_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+READ_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".heic", ".heif", ".hif", ".tif", ".tiff", ".bmp",
+    ".dib", ".gif", ".jp2", ".j2k", ".jpx", ".tga", ".psd", ".pcx", ".qoi", ".ppm", ".pgm", ".pbm", ".pnm",
+)  # fmt: skip
 WRITE_SUFFIXES = (".jpg", ".jpeg", ".png")
 JPEG_QUALITY = 95
 # A photo whose channels differ by less than this many grey levels on average is black and white.
 GREY_TOLERANCE = 2.0
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+# Of memory: 100 megapixels are restored in 2.1 GiB (docs/performance.md).
+BYTES_PER_PIXEL = 24
 
-# Photos of 100 megapixels exist. For good, because suspending warnings for a while is not safe with threads.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# What Pillow warns of (odd metadata, photos of 90 megapixels) is nothing that a user could act on; what matters is in
+# ``Photo.remarks``. For good, because suspending warnings for a while is not safe with threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class ImageError(UserError, ValueError):
@@ -34,29 +49,42 @@ class Photo:
         bgr: uint8 HxWx3, upright (a rotation that EXIF asked for has been done).
         alpha: uint8 HxW, or None if the file has none.
         icc_profile: the colour profile of ``bgr``'s numbers, or None.
+        remarks: what a user should know of how the file was read, a phrase each, such as "its EXIF data is damaged".
     """
 
     bgr: np.ndarray
     alpha: np.ndarray | None = None
     icc_profile: bytes | None = None
+    remarks: list[str] = field(default_factory=list)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
 
 
 def read_photo(path: str | Path) -> Photo:
-    """Reads any picture that Pillow knows: grey, 16-bit, palette, CMYK and with alpha; of an animation the first frame.
+    """Reads any picture that Pillow knows: grey, 16-bit, palette, CMYK and with alpha; of several the first.
 
     Raises:
         ImageError: the file is missing, damaged, not a picture, or of a kind without a fixed range (floating point).
     """
     try:
-        with Image.open(path) as image:
+        with _open(path) as image:
             image.load()
-            return _to_photo(image, path)
+            return _to_photo(image)
     except FileNotFoundError as error:
         raise ImageError(f"{path}: no such file") from error
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{path}: too large to read: {error}") from error
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
+        raise ImageError(
+            f"{path}: has more than {most} megapixels, the most that are taken here; make it smaller"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"{path}: cannot be read as a picture: it is of no known kind, or its header is damaged"
+        ) from error
     # Pillow's decoders raise SyntaxError, struct.error and others for damaged files.
     except Exception as error:
         raise ImageError(f"{path}: cannot be read as a picture: {error}") from error
@@ -65,14 +93,42 @@ def read_photo(path: str | Path) -> Photo:
 def photo_bytes(path: str | Path) -> int:
     """The bytes that a photo will take as an array, from its file's header; 0 where that cannot be read."""
     try:
-        with Image.open(path) as image:
+        with _open(path, decode=False) as image:
             return 3 * image.width * image.height
     except Exception:  # reading the photo will say what is wrong with it
         return 0
 
 
-# A photo is converted so many rows at a time: it is large, and Pillow's copies of it need not exist as a whole.
-STRIP = 256
+def take_large_photos() -> None:
+    """Lets photos be read that fit this machine's memory, in this whole process; else 179 megapixels are the most."""
+    if hasattr(os, "sysconf") and Image.MAX_IMAGE_PIXELS:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        # Pillow refuses what has more than twice its number.
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, memory // BYTES_PER_PIXEL // 2)
+
+
+def _open(path: str | Path, decode: bool = True) -> Image.Image:
+    """A file as Pillow opens it; with ``decode``, a TIFF that Pillow reads wrong is decoded by other means."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device might never end
+        raise ImageError(
+            f"{path}: is a {'folder' if stat.S_ISDIR(status.st_mode) else 'pipe or device'}, not a picture file"
+        )
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if not head:
+        raise ImageError(f"{path}: is empty")
+    if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS and b"avif" not in head:
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError as error:
+            raise ImageError(f"{path}: HEIC photos need one more package; run: pip install pillow-heif") from error
+        register_heif_opener()
+    return tiff.open_tiff(path) if decode and head.startswith(tiff.MAGIC) else Image.open(path)
+
+
+# A photo is converted so many pixels at a time: it is large, and Pillow's copies of it need not exist as a whole.
+STRIP = 1 << 20
 # EXIF's orientation -> the steps from the stored rows and columns to the upright photo: transposed? then which axes reversed?
 ORIENTATIONS = {
     2: (False, (1,)), 3: (False, (0, 1)), 4: (False, (0,)),
@@ -80,26 +136,42 @@ ORIENTATIONS = {
 }  # fmt: skip
 
 
-def _to_photo(image: Image.Image, path) -> Photo:
-    mode = image.mode
-    # The profile of a CMYK or grey file does not describe the RGB numbers made from it.
-    profile = image.info.get("icc_profile") if mode in ("RGB", "RGBA", "P") else None
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    if mode == "F":
-        raise ImageError(f"{path}: a floating-point picture has no known range; save it with 8 or 16 bits")
-    if mode.startswith("I"):
-        image = Image.fromarray(_from_16_bits(np.asarray(image), path))
-    has_alpha = mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+def _to_photo(opened: Image.Image) -> Photo:
+    image, remarks = opened, list[str]()
+    orientation = _orientation(image, remarks)
+    profile, to_rgb = _colours(image, remarks)
+    has_alpha = image.has_transparency_data
+    if image.mode in ("F", "LAB"):
+        kind = "a floating-point picture has no known range" if image.mode == "F" else "its colours are CIE L*a*b*"
+        raise ValueError(f"{kind}; save it as RGB of 8 or 16 bits")
+    if image.mode.startswith("I"):
+        transparent = image.info.get("transparency")
+        levels = np.asarray(image)
+        values = _from_16_bits(levels)
+        image = Image.fromarray(values)
+        if has_alpha:
+            image.putalpha(Image.fromarray(np.where(levels == transparent, 0, 255).astype(np.uint8)))
     stored = np.empty((image.height, image.width, 3), np.uint8)
     alpha = np.empty(stored.shape[:2], np.uint8) if has_alpha else None
-    for top in range(0, image.height, STRIP):
-        rows = slice(top, min(top + STRIP, image.height))
+    height = max(1, STRIP // image.width)
+    for top in range(0, image.height, height):
+        rows = slice(top, min(top + height, image.height))
         strip = image.crop((0, top, image.width, rows.stop))
-        values = np.asarray(strip.convert("RGBA" if has_alpha else "RGB"))
-        stored[rows] = cv2.cvtColor(values, cv2.COLOR_RGBA2BGR if has_alpha else cv2.COLOR_RGB2BGR)
+        strip = strip.convert("LA") if strip.mode == "La" else strip
         if alpha is not None:
+            values = np.asarray(strip.convert("RGBA"))
             alpha[rows] = values[..., 3]
-    return Photo(_upright(stored, orientation), None if alpha is None else _upright(alpha, orientation), profile)
+        else:
+            values = np.asarray(strip.convert("RGB"))
+        if to_rgb is not None:
+            values = np.asarray(to_rgb(strip))
+        stored[rows] = cv2.cvtColor(values, cv2.COLOR_RGBA2BGR if values.shape[2] == 4 else cv2.COLOR_RGB2BGR)
+    # What else a JPEG from a camera holds is previews and depths, and what a PSD holds is layers.
+    if opened.format not in ("MPO", "PSD") and _is_several(opened):
+        remarks.append("holds several pictures; only the first was read")
+    return Photo(
+        _upright(stored, orientation), None if alpha is None else _upright(alpha, orientation), profile, remarks
+    )
 
 
 def _upright(stored: np.ndarray, orientation: int) -> np.ndarray:
@@ -108,18 +180,80 @@ def _upright(stored: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(turned)
 
 
-def _from_16_bits(values: np.ndarray, path) -> np.ndarray:
+def _from_16_bits(values: np.ndarray) -> np.ndarray:
     values = values.astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
-        raise ImageError(f"{path}: has values outside 0..65535; save it with 8 or 16 bits")
+        raise ValueError("it has values outside 0..65535; save it with 8 or 16 bits")
     return ((values * 255 + 32767) // 65535).astype(np.uint8)
+
+
+def _orientation(image: Image.Image, remarks: list[str]) -> int:
+    """How a picture is to be turned, from its EXIF data, as far as these can be read."""
+    orientation = 1
+    try:
+        data = image.info.get("exif", b"")
+        while data.startswith(b"Exif\0\0"):
+            data = data[6:]
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        # Pillow takes what it finds of a directory that was cut short.
+        if data:
+            order = {b"II": "<", b"MM": ">"}[data[:2]]
+            (start,) = struct.unpack(f"{order}I", data[4:8])
+            (entries,) = struct.unpack(f"{order}H", data[start : start + 2])
+            if start + 2 + 12 * entries > len(data):
+                raise ValueError
+    except Exception:
+        remarks.append("its EXIF data is damaged, so it may not be upright")
+    return orientation
+
+
+def _colours(
+    image: Image.Image, remarks: list[str]
+) -> tuple[bytes | None, Callable[[Image.Image], Image.Image] | None]:
+    """The profile of the RGB numbers that a picture is converted to, and what converts it where its own profile must."""
+    profile = image.info.get("icc_profile")
+    mode = {"CMYK": "CMYK", "L": "L", "LA": "L", "La": "L", "1": "L"}.get(
+        image.mode, "L" if image.mode[0] == "I" else "RGB"
+    )
+    # A profile of other colours than the picture's says nothing about them.
+    if not profile or profile[16:20] != {"CMYK": b"CMYK", "L": b"GRAY", "RGB": b"RGB "}[mode]:
+        return None, None
+    if mode == "RGB":
+        return profile, None
+    try:
+        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        transform = ImageCms.buildTransform(own, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (ImageCms.PyCMSError, OSError):
+        remarks.append("its colour profile is damaged and was left out")
+        return None, None
+    return srgb_profile(), lambda strip: transform.apply(strip if strip.mode == mode else strip.convert(mode))
+
+
+@functools.cache
+def srgb_profile() -> bytes:
+    """The colour profile of sRGB, always the same bytes: littleCMS writes the time into its own."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile[24:36] = struct.pack(">6H", 2000, 1, 1, 0, 0, 0)
+    return bytes(profile)
+
+
+def _is_several(image: Image.Image) -> bool:
+    try:
+        return getattr(image, "is_animated", False)
+    except Exception:  # something follows the first picture, but is damaged
+        return True
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
 
 
 def _to_image(bgr: np.ndarray) -> Image.Image:
     height, width = bgr.shape[:2]
     image = Image.new("RGB", (width, height))
-    for top in range(0, height, STRIP):
-        strip = cv2.cvtColor(np.ascontiguousarray(bgr[top : top + STRIP]), cv2.COLOR_BGR2RGB)
+    rows = max(1, STRIP // width)
+    for top in range(0, height, rows):
+        strip = cv2.cvtColor(np.ascontiguousarray(bgr[top : top + rows]), cv2.COLOR_BGR2RGB)
         image.paste(Image.fromarray(strip), (0, top))
     return image
 
@@ -144,7 +278,7 @@ def write_photo(path: str | Path, photo: Photo) -> None:
     options: dict[str, Any] = {"quality": JPEG_QUALITY, "subsampling": 0} if jpeg else {}
     if photo.icc_profile:
         options["icc_profile"] = photo.icc_profile
-    _save(image, path, "JPEG" if jpeg else "PNG", options)
+    _write(path, lambda temporary: image.save(temporary, "JPEG" if jpeg else "PNG", **options))
 
 
 def write_picture(path: str | Path, picture: np.ndarray) -> None:
@@ -152,9 +286,18 @@ def write_picture(path: str | Path, picture: np.ndarray) -> None:
     write_photo(path, Photo(np.repeat(picture[..., None], 3, axis=2) if picture.ndim == 2 else picture))
 
 
-def _save(image: Image.Image, path: Path, kind: str, options: dict) -> None:
+def copy_photo(source: str | Path, target: str | Path) -> None:
+    """Copies a file as it is.
+
+    Raises:
+        ImageError: it cannot be copied; the message names the target.
+    """
+    _write(Path(target), lambda temporary: shutil.copyfile(source, temporary))
+
+
+def _write(path: Path, write: Callable[[str], Any]) -> None:
     try:
-        write_atomically(path, lambda temporary: image.save(temporary, kind, **options), durable=False)
+        write_atomically(path, write, durable=False)
     except OSError as error:
         raise ImageError(f"{path}: cannot be written: {error}") from error
 

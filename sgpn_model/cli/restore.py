@@ -95,13 +95,18 @@ def run(
     from tqdm import tqdm
 
     from sgpn_arch.inference.memory import keep_freed_memory, return_freed_memory
+    from sgpn_data.photos import take_large_photos
     from sgpn_model.restore.album import InputError, find_photos, plan, restore_jobs
     from sgpn_model.restore.restorer import FaceRestorer
 
     folder = Path(output)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; -o takes a folder")
-    jobs = [] if demo else plan(find_photos(inputs), folder, ext, save_parts)
+    photos, passed_over = find_photos(inputs)
+    for line in passed_over:
+        print(f"sgpn: warning: {line}", file=sys.stderr)
+    take_large_photos()
+    jobs = plan(photos, folder, ext, save_parts)
     hole = None if mask is None else _read_mask(mask, jobs)
     restorer = FaceRestorer.from_pretrained(**building)
     return_freed_memory()
@@ -112,10 +117,9 @@ def run(
     outcomes = restore_jobs(restorer, jobs, save_parts, aligned=aligned, only_largest=only_largest, mask=hole)
     hidden = len(jobs) == 1 or None
     for outcome in tqdm(outcomes, total=len(jobs), desc="restoring", unit="photo", disable=hidden, file=sys.stderr):
-        said = summary.add(jobs[outcome.index].source, outcome)
-        if said:
-            tqdm.write(f"sgpn: {said}", file=sys.stderr)
-    print(f"{summary}: results in {folder}")
+        for line in summary.add(jobs[outcome.index].source, outcome):
+            tqdm.write(f"sgpn: {line}", file=sys.stderr)
+    print(f"{summary}: results in {folder}" if summary.failed < len(jobs) else f"{summary}: no results")
     return 1 if summary.failed else 0
 
 
@@ -129,27 +133,28 @@ class Summary:
     failed: int = 0
     done: str = "restored"
 
-    def add(self, source: Path, outcome: "Outcome[Done]") -> str | None:
-        """Counts what became of a photo; returns what the user should know of it, if anything."""
+    def add(self, source: Path, outcome: "Outcome[Done]") -> list[str]:
+        """Counts what became of a photo; returns what the user should know of it, line by line."""
         from sgpn_data.photos import ImageError
 
         error = outcome.error
         if error is not None:  # a photo that breaks something must not cost the user the rest of the album
             self.failed += 1
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            return f"error: {error}" if isinstance(error, ImageError) else f"error: {source}: {kind}{error}"
+            return [f"error: {error}" if isinstance(error, ImageError) else f"error: {source}: {kind}{error}"]
+        lines = [f"warning: {source}: {remark}" for remark in outcome.result.remarks]
         faces, untouched = outcome.result.faces, outcome.result.untouched
         self.faces += faces
         self.restored += bool(faces)
         if faces:
-            return None
+            return lines
         self.without_face += 1
         why = "no face found"
         if untouched:
             why = f"the mask touches none of the {_count(untouched, 'face')} found"
         elif self.done == "filled":  # the detector sees the photo with the hole in it
             why += " beside the hole; a crop of the face can be filled with --aligned"
-        return f"warning: {source}: {why}; copied as it is"
+        return lines + [f"warning: {source}: {why}; copied as it is"]
 
     def __str__(self) -> str:
         text = f"{self.done} {_count(self.faces, 'face')} in {_count(self.restored, 'photo')}"
@@ -175,6 +180,8 @@ def _read_mask(path: str, jobs: "Sequence[Job]") -> "np.ndarray":
     if jobs[0].target.resolve() == Path(path).resolve():
         raise InputError(f"{path}: the result would overwrite the mask; choose another folder with -o")
     photo = read_photo(path)
+    for remark in photo.remarks:
+        print(f"sgpn: warning: {path}: {remark}", file=sys.stderr)
     levels = photo.bgr.min(axis=2)
     return levels if photo.alpha is None else np.minimum(levels, photo.alpha)
 

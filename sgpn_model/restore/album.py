@@ -1,6 +1,6 @@
 """An album: which photos inputs mean and where their results go, and many of them restored, pasted and written at once."""
 
-import shutil
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +9,17 @@ import cv2
 import numpy as np
 
 from sgpn_arch.errors import UserError
-from sgpn_arch.files import write_atomically
 from sgpn_arch.inference.memory import return_freed_memory
-from sgpn_data.photos import READ_SUFFIXES, WRITE_SUFFIXES, Photo, photo_bytes, read_photo, write_photo, write_picture
+from sgpn_data.photos import (
+    READ_SUFFIXES,
+    WRITE_SUFFIXES,
+    Photo,
+    copy_photo,
+    photo_bytes,
+    read_photo,
+    write_photo,
+    write_picture,
+)
 from sgpn_data.sheet import labelled_grid
 from sgpn_model.restore.restorer import BATCH_SIZE, FaceRestorer, PreparedPhoto, RestoredFace
 from sgpn_model.restore.stream import Outcome, stream
@@ -20,6 +28,9 @@ PARTS = "parts"
 TITLES = {"crop": "input", "render": "3D rendering", "mask": "mask (white: photo)", "restored": "restored"}
 SHEET_CELL = 384  # least side of a picture in a face's sheet, in pixels
 LARGE = 64 << 20  # bytes of a photo whose reading leaves much memory behind
+LONGEST_NAME = 255  # bytes that file systems allow; the parts' names need some for NUMBER_PART.png
+ROOM_FOR_PARTS = 32
+NAMED = 5  # of the files that are passed over
 
 
 class InputError(UserError, ValueError):
@@ -50,35 +61,53 @@ class OpenPhoto:
 
 @dataclass(frozen=True)
 class Done:
-    """How many faces of a photo were restored, and how many the mask left alone."""
+    """How many faces of a photo were restored, how many the mask left alone, and what else a user should know."""
 
     faces: int
     untouched: int
+    remarks: Sequence[str] = ()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Which photos, and under which names
 
 
-def find_photos(inputs: Iterable[str]) -> list[Path]:
+def find_photos(inputs: Iterable[str]) -> tuple[list[Path], list[str]]:
     """The photos that the inputs mean, in their order, each once; of a folder its own photos, sorted.
 
+    Returns:
+        The photos, and a line for each folder that holds more than photos; what is hidden in it is not spoken of.
+
     Raises:
-        InputError: an input does not exist, or a folder holds no photo.
+        InputError: an input does not exist, is a pipe or device or cannot be looked at, or a folder holds no photo.
     """
     photos: dict[Path, Path] = {}
+    passed_over = []
     for path in map(Path, inputs):
-        if not path.exists():
-            raise InputError(f"{path}: no such file or folder")
-        found = [path]
-        if path.is_dir():
-            files = (file for file in path.iterdir() if file.suffix.lower() in READ_SUFFIXES and file.is_file())
-            found = sorted(file for file in files if not file.name.startswith("."))
-            if not found:
-                known = ", ".join(READ_SUFFIXES)
-                raise InputError(f"{path}: holds no photo (looked for {known}; not in folders inside it)")
+        try:
+            path.stat()
+            entries = sorted(path.iterdir()) if path.is_dir() else []
+        except FileNotFoundError as error:
+            raise InputError(f"{path}: no such file or folder") from error
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: cannot be read: {error}") from error
+        if not path.is_dir():
+            if not path.is_file():
+                raise InputError(f"{path}: is a pipe or device; save the photo to a file first")
+            photos[path.resolve()] = path
+            continue
+        entries = [entry for entry in entries if not entry.name.startswith(".")]
+        found = [entry for entry in entries if entry.suffix.lower() in READ_SUFFIXES and entry.is_file()]
+        if not found:
+            known = ", ".join(READ_SUFFIXES)
+            raise InputError(f"{path}: holds no photo (looked for {known}; not in folders inside it)")
+        others = [f"{entry.name}{os.sep if entry.is_dir() else ''}" for entry in sorted(set(entries) - set(found))]
+        if others:
+            more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
+            named = ", ".join(others[:NAMED]) + more
+            passed_over.append(f"{path}: passed over {len(others)} in it that are no photos: {named}")
         photos.update((photo.resolve(), photo) for photo in found)
-    return list(photos.values())
+    return list(photos.values()), passed_over
 
 
 def plan(photos: Sequence[Path], folder: Path, ext: str, save_parts: bool) -> list[Job]:
@@ -90,10 +119,16 @@ def plan(photos: Sequence[Path], folder: Path, ext: str, save_parts: bool) -> li
     Raises:
         InputError: a result would overwrite an input.
     """
-    jobs = []
-    for photo, name in zip(photos, distinct_names(photos), strict=True):
+    suffixes = []
+    for photo in photos:
         own = photo.suffix.lower() if photo.suffix.lower() in WRITE_SUFFIXES else ".png"
-        jobs.append(Job(photo, folder / f"{name}{own if ext == 'auto' else f'.{ext}'}", name))
+        suffixes.append(own if ext == "auto" else f".{ext}")
+    names = distinct_names(photos, suffixes)
+    parts = _distinct(names, LONGEST_NAME - ROOM_FOR_PARTS)
+    jobs = [
+        Job(photo, folder / (name + suffix), part)
+        for photo, name, suffix, part in zip(photos, names, suffixes, parts, strict=True)
+    ]
     taken = {photo.resolve() for photo in photos}
     for job in jobs:
         if job.target.resolve() in taken:
@@ -103,19 +138,38 @@ def plan(photos: Sequence[Path], folder: Path, ext: str, save_parts: bool) -> li
     return jobs
 
 
-def distinct_names(photos: Sequence[Path]) -> list[str]:
-    """The photos' stems; a repeated one (file systems may ignore case) is numbered, avoiding every other stem."""
-    reserved = {photo.stem.lower() for photo in photos}
+def distinct_names(photos: Sequence[Path], suffixes: Sequence[str], room: int = 0) -> list[str]:
+    """The photos' stems, a repeated one numbered. A photo whose own suffix is that of its result comes first, so that the
+    result ``a.png`` is of ``a.png`` and not of ``a.bmp``.
+
+    Args:
+        suffixes: of the photos' results. room: bytes that a result's name needs besides its stem and suffix.
+    """
+    order = sorted(range(len(photos)), key=lambda k: photos[k].suffix.lower() != suffixes[k])
+    longest = LONGEST_NAME - room - max(map(len, suffixes), default=0)
+    names = dict(zip(order, _distinct([photos[k].stem for k in order], longest), strict=True))
+    return [names[k] for k in range(len(photos))]
+
+
+def _distinct(stems: Sequence[str], longest: int) -> list[str]:
+    """Stems of at most so many bytes; a repeated one (file systems may ignore case) is numbered, avoiding every other."""
+    stems = [_cut(stem, longest) for stem in stems]
+    reserved = {stem.lower() for stem in stems}
     used: set[str] = set()
     names = []
-    for photo in photos:
-        name, number = photo.stem, 1
+    for stem in stems:
+        name, number = stem, 1
         while name.lower() in used or (number > 1 and name.lower() in reserved):
             number += 1
-            name = f"{photo.stem}_{number}"
+            name = _cut(stem, longest - len(f"_{number}")) + f"_{number}"
         used.add(name.lower())
         names.append(name)
     return names
+
+
+def _cut(stem: str, longest: int) -> str:
+    encoded = os.fsencode(stem)
+    return stem if len(encoded) <= longest else encoded[:longest].decode(errors="ignore")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -141,23 +195,26 @@ def restore_jobs(
 
     def finish(job: Job, opened: OpenPhoto) -> Done:
         result = restorer.finish(opened.prepared, in_place=True)
-        _write(job, opened.photo, result.image, bool(result.faces))
+        remarks = opened.photo.remarks + _write(job, opened.photo, result.image, bool(result.faces))
         if save_parts:
             save_faces(result.faces, job.target.parent / PARTS, job.name)
-        return Done(len(result.faces), result.untouched)
+        return Done(len(result.faces), result.untouched, remarks)
 
     return stream(jobs, prepare, restorer.run, finish, lambda job: photo_bytes(job.source), BATCH_SIZE)
 
 
-def _write(job: Job, photo: Photo, image: np.ndarray, changed: bool) -> None:
+def _write(job: Job, photo: Photo, image: np.ndarray, changed: bool) -> list[str]:
+    """Writes a photo's result; returns what was lost."""
     if not changed and job.source.suffix.lower() == job.target.suffix:
-        job.target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(job.target, lambda temporary: shutil.copyfile(job.source, temporary))
-        return
+        copy_photo(job.source, job.target)
+        return []
     alpha = photo.alpha
     if alpha is not None and alpha.shape != image.shape[:2]:  # an aligned crop that grew
         alpha = cv2.resize(alpha, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     write_photo(job.target, Photo(image, alpha, photo.icc_profile))
+    if alpha is not None and job.target.suffix != ".png" and alpha.min() < 255:
+        return ["is transparent in places, which a JPEG cannot be: laid over white (--ext png keeps it)"]
+    return []
 
 
 def save_faces(faces: Sequence[RestoredFace], folder: Path, name: str) -> None:

@@ -15,7 +15,7 @@ from sgpn_arch.files import write_atomically
 from sgpn_data.alignment import align_face, similarity_scale, transform_points
 from sgpn_data.detection import Detector, build_detector
 from sgpn_data.face_dataset import LANDMARKS_FILE
-from sgpn_data.photos import ImageError, read_photo, write_picture
+from sgpn_data.photos import ImageError, read_photo, take_large_photos, write_picture
 from sgpn_data.tensors import to_tensor
 from sgpn_model.config.device import choose_device
 from sgpn_model.restore.album import InputError, distinct_names, find_photos
@@ -105,7 +105,10 @@ def run(
     folder = Path(output)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; -o takes a folder")
-    photos = find_photos(inputs)
+    photos, passed_over = find_photos(inputs)
+    for line in passed_over:
+        print(f"sgpn: warning: {line}", file=sys.stderr)
+    take_large_photos()
     if any(photo.resolve().parent == folder.resolve() for photo in photos):
         raise InputError(f"{folder}: holds photos to align and would receive the faces; choose another folder with -o")
     place = choose_device(device)
@@ -114,7 +117,7 @@ def run(
     found = build_detector(detector, str(place), allow_download)
     aligner = Aligner(found, size, template, least, only_largest, prior)
     summary, known = Summary(), _known_landmarks(folder) if landmarks else {}
-    names = distinct_names(photos)
+    names = distinct_names(photos, [".png"] * len(photos), room=len("_0000"))
     for photo, name in zip(
         tqdm(photos, desc="aligning", unit="photo", disable=None, file=sys.stderr), names, strict=True
     ):
@@ -141,7 +144,10 @@ def _known_landmarks(folder: Path) -> dict[str, list]:
 def _align_one(aligner: Aligner, photo: Path, name: str, folder: Path, summary: Summary) -> dict[str, list]:
     """Writes the faces of one photo; returns their landmarks, where those are looked for."""
     try:
-        faces, too_small = aligner(read_photo(photo).bgr)
+        read = read_photo(photo)
+        for remark in read.remarks:
+            tqdm.write(f"sgpn: warning: {photo}: {remark}", file=sys.stderr)
+        faces, too_small = aligner(read.bgr)
         for number, (crop, _) in enumerate(faces):
             write_picture(folder / f"{name}_{number:02d}.png", crop)
     except Exception as error:  # a photo that breaks something must not cost the user the rest of the album

@@ -180,8 +180,77 @@ def test_photos_of_one_name_stay_apart(run, tmp_path, face):
         write_picture(path, face)
     assert run("x", "y", "x/a.png", "--ext", "png", "--save-parts") == 0
     names = [name for name in files(tmp_path / "results") if "/" not in name]
-    assert names == ["A_4.png", "a.png", "a_2.png", "a_3.png"]
+    assert names == ["A_3.png", "a.png", "a_2.png", "a_4.png"]
     assert sum(name.endswith("_sheet.png") for name in files(tmp_path / "results")) == 4
+
+
+def test_a_result_has_the_name_of_its_own_photo(run, tmp_path, face):
+    write_picture("album/photo.png", face)
+    Image.fromarray(np.full((30, 40, 3), 90, np.uint8)).save("album/photo.bmp")
+    assert run("album") == 0
+    assert read_photo("results/photo.png").bgr.shape == face.shape
+    assert read_photo("results/photo_2.png").bgr.shape == (30, 40, 3)
+
+
+def test_names_as_long_as_names_can_be(run, tmp_path, face):
+    names = ["n" * 251 + ".png", "n" * 250 + "m.bmp", "ä" * 125 + ".bmp"]
+    for name in names:
+        Image.fromarray(np.ascontiguousarray(face[..., ::-1])).save(name)
+    assert run(*names, "--save-parts") == 0
+    results = files(tmp_path / "results")
+    assert {Path(name).stem for name in results if "/" not in name} == {Path(name).stem for name in names}
+    assert sum(name.endswith("_sheet.png") for name in results) == 3
+
+
+def test_what_a_folder_holds_besides_photos_is_named(run, capsys, tmp_path):
+    for name in ("clip.mp4", "notes.txt", ".DS_Store", "inner/a.png"):
+        (tmp_path / "album" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "album" / name).write_bytes(b"")
+    Image.fromarray(np.full((20, 20, 3), 90, np.uint8)).save("album/wall.jfif", "JPEG")
+    os.mkfifo("album/pipe.png")
+    assert run("album") == 0
+    assert files(tmp_path / "results") == ["wall.png"]
+    expected = f"album: passed over 4 in it that are no photos: clip.mp4, inner{os.sep}, notes.txt, pipe.png"
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["pipe.png", "missing.png", "n" * 300 + ".png", "/dev/null"])
+def test_what_is_no_file_is_refused_at_once(run, capsys, name):
+    os.mkfifo("pipe.png")
+    assert run(name) == 1
+    assert name in capsys.readouterr().err
+    Image.fromarray(np.full((20, 20, 3), 90, np.uint8)).save("wall.png")
+    assert run("wall.png", "--mask", name) == 1
+    assert name in capsys.readouterr().err
+
+
+def test_remarks_on_photos_are_warnings(run, face, capsys):
+    picture = Image.fromarray(np.ascontiguousarray(face[..., ::-1]))
+    picture.save("moving.webp", save_all=True, append_images=[picture.rotate(90)])
+    picture.putalpha(200)
+    picture.save("really_a_png.jpg", "PNG")
+    Image.fromarray(np.full((20, 20, 3), 90, np.uint8)).save("wall.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0")
+    assert run("moving.webp", "really_a_png.jpg", "wall.jpg") == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert "sgpn: warning: moving.webp: holds several pictures; only the first was read" in lines
+    assert any(
+        "really_a_png.jpg: is transparent in places, which a JPEG cannot be: laid over white" in x for x in lines
+    )
+    assert "sgpn: warning: wall.jpg: its EXIF data is damaged, so it may not be upright" in lines
+
+
+def test_a_full_disk_is_named_and_no_results_are_promised(run, capsys, monkeypatch, tmp_path):
+    Image.fromarray(np.full((20, 20, 3), 90, np.uint8)).save("wall.png")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    assert run("wall.png") == 1
+    out, err = capsys.readouterr()
+    target = Path("results", "wall.png")
+    assert f"sgpn: error: {target}: cannot be written: [Errno 28] No space left on device" in err
+    assert out.endswith("1 failed: no results\n") and files(tmp_path / "results") == []
 
 
 def test_never_overwrites_an_input(run, tmp_path, face, capsys):
