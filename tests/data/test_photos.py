@@ -1,12 +1,31 @@
 """Reading and writing photos: every kind of file comes back upright, 8-bit and in the right colours."""
 
+import io
+import os
+import struct
+import subprocess
+import sys
+import time
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageCms, ImageOps
 
-from sgpn_data.photos import ImageError, Photo, photo_bytes, read_photo, write_photo
+from oracles.colour_profiles import cmyk_profile, grey_profile
+from oracles.tiff import write_tiff
+from sgpn_data.photos import (
+    READ_SUFFIXES,
+    ImageError,
+    Photo,
+    photo_bytes,
+    read_photo,
+    srgb_profile,
+    take_large_photos,
+    write_photo,
+)
 
 
 @pytest.fixture
@@ -70,7 +89,8 @@ def test_photo_bytes(tmp_path, rgb):
     Image.fromarray(rgb).save(tmp_path / "a.png")
     (tmp_path / "b.jpg").write_text("not a picture")
     assert photo_bytes(tmp_path / "a.png") == rgb.nbytes
-    assert photo_bytes(tmp_path / "b.jpg") == photo_bytes(tmp_path / "missing.png") == 0
+    os.mkfifo(tmp_path / "pipe.png")
+    assert all(photo_bytes(tmp_path / name) == 0 for name in ("b.jpg", "missing.png", "pipe.png"))
 
 
 def test_grey_16_bit(tmp_path):
@@ -109,13 +129,164 @@ def test_jpeg_lays_alpha_over_white(tmp_path):
     assert read_photo(tmp_path / "a.jpg").bgr.min() > 250
 
 
-def test_profile_is_kept_for_rgb_only(tmp_path, rgb):
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+def as_a_viewer_shows_it(image):
+    """An image, through its own profile, on a screen of sRGB: littleCMS over the whole picture."""
+    own, screen = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"])), ImageCms.createProfile("sRGB")
+    return np.asarray(ImageCms.profileToProfile(image, own, screen, outputMode="RGB")).astype(int)
+
+
+@pytest.mark.parametrize("name", ["grey.png", "grey.tif", "grey.jpg", "cmyk.jpg", "cmyk.tif"])
+def test_a_photo_in_grey_or_cmyk_looks_the_same_afterwards(tmp_path, rgb, name):
+    grey = name.startswith("grey")
+    profile = grey_profile(1.0) if grey else cmyk_profile()
+    picture = Image.fromarray(rgb).convert("L" if grey else "CMYK")
+    picture.save(tmp_path / name, icc_profile=profile)
+    photo = read_photo(tmp_path / name)
+    write_photo(tmp_path / "after.png", photo)
+    before = as_a_viewer_shows_it(Image.open(tmp_path / name))
+    assert np.abs(as_a_viewer_shows_it(Image.open(tmp_path / "after.png")) - before).max() <= 1
+    assert np.abs(np.asarray(Image.open(tmp_path / name).convert("RGB")).astype(int) - before).mean() > 10
+    assert photo.remarks == []
+
+
+def test_alpha_beside_grey_with_a_profile(tmp_path, rgb):
+    picture = Image.fromarray(rgb).convert("LA")
+    picture.putalpha(Image.fromarray(rgb[..., 1]))
+    picture.save(tmp_path / "a.png", icc_profile=grey_profile(1.0))
+    picture.convert("L").save(tmp_path / "b.png", icc_profile=grey_profile(1.0))
+    photo = read_photo(tmp_path / "a.png")
+    assert np.array_equal(photo.alpha, rgb[..., 1]) and np.array_equal(photo.bgr, read_photo(tmp_path / "b.png").bgr)
+
+
+def test_a_profile_of_rgb_is_kept_and_one_that_does_not_fit_is_left_out(tmp_path, rgb):
+    profile = srgb_profile()
     Image.fromarray(rgb).save(tmp_path / "a.png", icc_profile=profile)
-    Image.fromarray(rgb).convert("L").save(tmp_path / "grey.png", icc_profile=profile)
     write_photo(tmp_path / "b.jpg", read_photo(tmp_path / "a.png"))
     assert Image.open(tmp_path / "b.jpg").info["icc_profile"] == profile
-    assert read_photo(tmp_path / "grey.png").icc_profile is None
+    Image.fromarray(rgb).convert("L").save(tmp_path / "grey.png", icc_profile=profile)
+    Image.fromarray(rgb).save(tmp_path / "a.jpg", icc_profile=cmyk_profile())
+    for name in ("grey.png", "a.jpg"):
+        assert read_photo(tmp_path / name).icc_profile is None and read_photo(tmp_path / name).remarks == []
+    damaged = cmyk_profile()[:200]
+    Image.fromarray(rgb).convert("CMYK").save(tmp_path / "cmyk.tif", icc_profile=damaged)
+    photo = read_photo(tmp_path / "cmyk.tif")
+    assert photo.icc_profile is None and photo.remarks == ["its colour profile is damaged and was left out"]
+    assert np.abs(photo.bgr[..., ::-1].astype(int) - rgb).max() <= 2
+
+
+DAMAGED_EXIF = {
+    "no TIFF": b"Exif\0\0XX*\0\x08\0\0\0",
+    "cut in its header": b"Exif\0\0II*\0",
+    "cut in its directory": b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0",
+    "points nowhere": b"Exif\0\0II*\0\xff\xff\0\0",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_EXIF)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_damaged_exif_costs_no_photo(tmp_path, rgb, damage, kind):
+    options = {"lossless": True} if kind == "WEBP" else {"quality": 100} if kind == "JPEG" else {}
+    Image.fromarray(rgb).save(tmp_path / "a", kind, exif=DAMAGED_EXIF[damage], **options)
+    photo = read_photo(tmp_path / "a")
+    assert photo.remarks == ["its EXIF data is damaged, so it may not be upright"]
+    turned = np.rot90(photo.bgr) if damage == "cut in its directory" else photo.bgr  # the entry that is whole is used
+    assert np.abs(turned.astype(int) - rgb[..., ::-1]).mean() < 3
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "AVIF", "TIFF"])
+def test_of_several_pictures_the_first_is_read_and_the_others_are_remarked(tmp_path, rgb, kind):
+    if kind == "AVIF":
+        pytest.importorskip("PIL.AvifImagePlugin")
+    first, second = Image.fromarray(rgb), Image.fromarray(255 - rgb)
+    options = {"lossless": True} if kind == "WEBP" else {}
+    first.save(tmp_path / "several", kind, save_all=True, append_images=[second], **options)
+    first.save(tmp_path / "one", kind, **options)
+    photo = read_photo(tmp_path / "several")
+    assert photo.remarks == ["holds several pictures; only the first was read"]
+    assert read_photo(tmp_path / "one").remarks == []
+    assert np.abs(photo.bgr.astype(int) - rgb[..., ::-1]).mean() < 12
+
+
+def test_the_preview_beside_a_jpeg_is_not_another_picture(tmp_path, rgb):
+    Image.fromarray(rgb).save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[Image.fromarray(rgb[::2, ::2])])
+    assert Image.open(tmp_path / "a.jpg").n_frames == 2 and read_photo(tmp_path / "a.jpg").remarks == []
+
+
+def test_16_bit_grey_keeps_what_is_transparent(tmp_path):
+    levels = np.array([[0, 300, 65535]], np.uint16)
+    Image.fromarray(levels).save(tmp_path / "a.png", transparency=300)
+    photo = read_photo(tmp_path / "a.png")
+    assert photo.alpha.tolist() == [[255, 0, 255]] and photo.bgr[0, :, 0].tolist() == [0, 1, 255]
+
+
+@pytest.mark.parametrize("suffix", [".jpe", ".jfif", ".apng", ".avif", ".jp2", ".tga", ".heic", ".pcx", ".qoi", ".pbm"])
+def test_kinds_that_folders_hold(tmp_path, suffix):
+    """By name and, for HEIC as phones rename it, by content; the error without pillow-heif says what to install."""
+    assert suffix in READ_SUFFIXES
+    y, x = np.mgrid[:64, :80]
+    smooth = np.stack([x * 3, y * 3, 255 - x * 2], axis=-1).astype(np.uint8)
+    if suffix == ".heic":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    if suffix == ".avif":
+        pytest.importorskip("PIL.AvifImagePlugin")
+    if suffix == ".pbm":
+        smooth = np.where(smooth[..., :1] > 100, 255, 0).astype(np.uint8).repeat(3, axis=2)
+    kinds = {".jpe": "JPEG", ".jfif": "JPEG", ".apng": "PNG", ".heic": "HEIF", ".jp2": "JPEG2000", ".pbm": "PPM"}
+    picture = Image.fromarray(smooth)
+    (picture.convert("1") if suffix == ".pbm" else picture).save(
+        tmp_path / f"a{suffix}", kinds.get(suffix, suffix[1:].upper())
+    )
+    os.replace(tmp_path / f"a{suffix}", tmp_path / "renamed.jpg")
+    assert np.abs(read_photo(tmp_path / "renamed.jpg").bgr[..., ::-1].astype(int) - smooth).mean() < 3
+
+
+def test_heic_without_its_package_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40))
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ImageError, match=r"a\.jpg: .*pip install pillow-heif"):
+        read_photo(tmp_path / "a.jpg")
+
+
+def test_sizes_that_no_photo_has_are_refused_at_once(tmp_path, monkeypatch):
+    """A file of 69 bytes cost half a minute and gigabytes."""
+
+    def png(width, height):
+        header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+        chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+        body = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+        return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+
+    (tmp_path / "line.png").write_bytes(png(1, 178_956_970))
+    (tmp_path / "large.png").write_bytes(png(20_000, 20_000))
+    start = time.perf_counter()
+    with pytest.raises(ImageError, match=r"line\.png: is 1x178956970 pixels"):
+        read_photo(tmp_path / "line.png")
+    with pytest.raises(ImageError, match=r"large\.png: has more than 178 megapixels"):
+        read_photo(tmp_path / "large.png")
+    assert time.perf_counter() - start < 1
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    monkeypatch.setattr(os, "sysconf", lambda _: 100_000)  # 10 GB of memory
+    take_large_photos()
+    assert photo_bytes(tmp_path / "large.png") == 3 * 20_000**2
+
+
+def test_nothing_but_remarks_is_said(tmp_path, rgb):
+    """Neither Pillow's warnings nor what tifffile logs reaches the user. (What libtiff itself prints of cut files does.)"""
+    Image.fromarray(rgb).save(tmp_path / "a.jpg", exif=DAMAGED_EXIF["cut in its directory"])
+    palette = Image.fromarray(rgb).quantize(8)
+    palette.save(tmp_path / "palette.png", transparency=bytes(range(8)))
+    tags = [(65000, 7, 40, bytes(40), True), (282, 5, 2, (1, 1, 2, 1), True)]
+    tifffile.imwrite(tmp_path / "a.tif", rgb, photometric="rgb", compression="deflate", extratags=tags, metadata=None)
+    write_tiff(tmp_path / "apart.tif", np.zeros((9, 9, 3), int), 16, "RGB", apart=True)
+    (tmp_path / "apart_cut.tif").write_bytes((tmp_path / "apart.tif").read_bytes()[:-90])
+    code = (
+        "import sys\nfrom sgpn_data.photos import read_photo\nfor path in sys.argv[1:]:\n"
+        "    try:\n        read_photo(path)\n    except ValueError:\n        pass"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, *map(str, tmp_path.iterdir())]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_errors_name_the_file(tmp_path, rgb):
@@ -123,7 +294,10 @@ def test_errors_name_the_file(tmp_path, rgb):
     Image.fromarray(np.tile(rgb, (9, 9, 1))).save(tmp_path / "whole.jpg")
     (tmp_path / "half.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:900])
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tif")
-    for name in ("text.jpg", "half.jpg", "float.tif", "missing.png"):
+    (tmp_path / "empty.png").write_bytes(b"")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("text.jpg", "half.jpg", "float.tif", "missing.png", "empty.png", "pipe.png", "folder.png"):
         with pytest.raises(ImageError, match=name):
             read_photo(tmp_path / name)
     with pytest.raises(ImageError, match=r"a\.gif: can write \.jpg"):
