@@ -258,13 +258,13 @@ def test_sizes_that_no_photo_has_are_refused_at_once(tmp_path, monkeypatch):
 
     (tmp_path / "line.png").write_bytes(png(1, 178_956_970))
     (tmp_path / "large.png").write_bytes(png(20_000, 20_000))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 89_478_485)  # Pillow's own
     start = time.perf_counter()
     with pytest.raises(ImageError, match=r"line\.png: is 1x178956970 pixels"):
         read_photo(tmp_path / "line.png")
     with pytest.raises(ImageError, match=r"large\.png: has more than 178 megapixels"):
         read_photo(tmp_path / "large.png")
     assert time.perf_counter() - start < 1
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
     monkeypatch.setattr(os, "sysconf", lambda _: 100_000)  # 10 GB of memory
     take_large_photos()
     assert photo_bytes(tmp_path / "large.png") == 3 * 20_000**2

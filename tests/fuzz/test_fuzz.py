@@ -31,7 +31,7 @@ def process_settings():
         (Photos, 250),
         (OptionFiles, 50),
         pytest.param(Checkpoints, 20, marks=pytest.mark.xfail(reason="training states with a step that is no number")),
-        pytest.param(Folders, 8, marks=pytest.mark.xfail(reason="names of 255 bytes")),
+        (Folders, 8),
     ],
 )
 def test_random_inputs(area, count, tmp_path):
