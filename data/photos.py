@@ -129,7 +129,18 @@ def _open(path: str | Path, decode: bool = True) -> Image.Image:
         except ImportError as error:
             raise ImageError(f"{path}: HEIC photos need one more package; run: pip install pillow-heif") from error
         register_heif_opener()
-    return tiff.open_tiff(path) if decode and head.startswith(tiff.MAGIC) else Image.open(path)
+    if decode and head.startswith(tiff.MAGIC):
+        return tiff.open_tiff(path)
+    image = Image.open(path)
+    transparent = image.info.get("transparency")
+    if image.format == "PNG" and transparent is not None:
+        # Pillow compares pixels of 8 bits with a colour of as many as the file has: findings/pillow_png_transparency.sh.
+        bits = head[24]
+        if image.mode == "L" and bits < 8:
+            image.info["transparency"] = transparent * 255 // (2**bits - 1)
+        elif image.mode == "RGB" and bits == 16:
+            image.info["transparency"] = tuple(value >> 8 for value in transparent)
+    return image
 
 
 # A photo is converted so many pixels at a time: it is large, and Pillow's copies of it need not exist as a whole.

@@ -125,7 +125,7 @@ def run(
     if landmarks and known:
         text = json.dumps(known)
         write_atomically(folder / LANDMARKS_FILE, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
-    print(f"{summary}: {folder}")
+    print(f"{summary}: {folder}" if summary.faces else f"{summary}: nothing written")
     return 1 if summary.failed or not summary.faces else 0
 
 

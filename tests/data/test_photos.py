@@ -212,6 +212,32 @@ def test_the_preview_beside_a_jpeg_is_not_another_picture(tmp_path, rgb):
     assert Image.open(tmp_path / "a.jpg").n_frames == 2 and read_photo(tmp_path / "a.jpg").remarks == []
 
 
+def png(width, height, bits, colour, transparent=b"", rows=b""):
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"tRNS", transparent), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    written = (
+        struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks if d or k != b"tRNS"
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(written)
+
+
+@pytest.mark.parametrize(("bits", "colours"), [(1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (8, 3), (16, 3)])
+def test_the_colour_that_a_png_says_is_transparent(tmp_path, bits, colours):
+    """Pillow compares it with pixels of another number of bits."""
+    most = 2**bits - 1
+    hidden = 2 ** (bits - 1)
+    pixels = np.array([0, hidden, most, hidden], np.uint16)
+    if bits < 8:
+        row = np.packbits(((pixels[:, None] >> np.arange(bits - 1, -1, -1)) & 1).astype(np.uint8)).tobytes()
+    else:
+        row = pixels.repeat(colours).astype(f">u{bits // 8}").tobytes()
+    transparent = struct.pack(f">{colours}H", *[hidden] * colours)
+    (tmp_path / "a.png").write_bytes(png(4, 1, bits, 2 if colours == 3 else 0, transparent, b"\0" + row))
+    photo = read_photo(tmp_path / "a.png")
+    assert np.array_equal(photo.alpha[0], np.where(pixels == hidden, 0, 255))
+    assert np.abs(photo.bgr[0, :, 0] - pixels / most * 255).max() < 1
+
+
 def test_16_bit_grey_keeps_what_is_transparent(tmp_path):
     levels = np.array([[0, 300, 65535]], np.uint16)
     Image.fromarray(levels).save(tmp_path / "a.png", transparency=300)
@@ -249,15 +275,8 @@ def test_heic_without_its_package_says_what_to_install(tmp_path, monkeypatch):
 
 def test_sizes_that_no_photo_has_are_refused_at_once(tmp_path, monkeypatch):
     """A file of 69 bytes cost half a minute and gigabytes."""
-
-    def png(width, height):
-        header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-        chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
-        body = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
-        return b"\x89PNG\r\n\x1a\n" + b"".join(body)
-
-    (tmp_path / "line.png").write_bytes(png(1, 178_956_970))
-    (tmp_path / "large.png").write_bytes(png(20_000, 20_000))
+    (tmp_path / "line.png").write_bytes(png(1, 178_956_970, 8, 2))
+    (tmp_path / "large.png").write_bytes(png(20_000, 20_000, 8, 2))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 89_478_485)  # Pillow's own
     start = time.perf_counter()
     with pytest.raises(ImageError, match=r"line\.png: is 1x178956970 pixels"):
