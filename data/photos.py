@@ -2,6 +2,7 @@
 
 import functools
 import io
+import logging
 import os
 import shutil
 import stat
@@ -36,6 +37,7 @@ LONGEST_SIDE = 1_000_000
 # What Pillow warns of (odd metadata, photos of 90 megapixels) is nothing that a user could act on; what matters is in
 # ``Photo.remarks``. For good, because suspending warnings for a while is not safe with threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Python prints what it logs, too
 
 
 class ImageError(UserError, ValueError):

@@ -65,6 +65,23 @@ def test_exif_orientation(tmp_path, rgb, orientation):
     assert Image.open(tmp_path / "b.png").getexif().get(274) is None
 
 
+@pytest.mark.parametrize("orientation", sorted(UPRIGHT))
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+def test_orientation_that_the_format_has_besides_exif_is_done_once(tmp_path, orientation, kind):
+    """These files say how to turn them twice, in EXIF and in boxes of their own."""
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    else:
+        pytest.importorskip("PIL.AvifImagePlugin")
+    y, x = np.mgrid[:64, :128]
+    smooth = np.stack([x * 2, y * 4, 0 * x], axis=-1).astype(np.uint8)
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(smooth).save(tmp_path / "a", kind, exif=exif.tobytes(), quality=95)
+    expected = UPRIGHT[orientation](smooth).astype(int)
+    assert np.abs(read_photo(tmp_path / "a").bgr[..., ::-1] - expected).mean() < 3
+
+
 @pytest.mark.parametrize("height", [255, 256, 515])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "CMYK"])
 def test_strips_are_the_whole_picture(tmp_path, monkeypatch, height, mode):
@@ -297,6 +314,7 @@ def test_nothing_but_remarks_is_said(tmp_path, rgb):
     tags = [(65000, 7, 40, bytes(40), True), (282, 5, 2, (1, 1, 2, 1), True)]
     tifffile.imwrite(tmp_path / "a.tif", rgb, photometric="rgb", compression="deflate", extratags=tags, metadata=None)
     write_tiff(tmp_path / "apart.tif", np.zeros((9, 9, 3), int), 16, "RGB", apart=True)
+    write_tiff(tmp_path / "many.tif", np.zeros((9, 9, 9), int), 8, "RGB", extra=0)
     (tmp_path / "apart_cut.tif").write_bytes((tmp_path / "apart.tif").read_bytes()[:-90])
     code = (
         "import sys\nfrom sgpn_data.photos import read_photo\nfor path in sys.argv[1:]:\n"
