@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from sgpn_arch.by_name import named
 from sgpn_arch.errors import OptionError
 from sgpn_arch.face3d.morphable_model import five_points
-from sgpn_arch.ranges import Count, FilePath, FolderPath, Template, Told, Whole
+from sgpn_arch.ranges import Count, FilePath, FolderPath, Processes, Template, Told, Whole
 from sgpn_arch.registry import DATASET_REGISTRY
 from sgpn_arch.schema import Options
 
@@ -45,7 +45,7 @@ class LoaderOptions(Options):
     """Set by the program: train, val or test."""
     batch_size_per_gpu: Count = 8
     """Pictures per batch and process."""
-    num_worker_per_gpu: Whole = 0
+    num_worker_per_gpu: Processes = 0
     """Loader processes per process; 0 loads pictures in the process itself."""
 
 
@@ -263,7 +263,7 @@ def _scan(options):
     if not options.dataroot:
         raise OptionError("dataset.dataroot: this option is missing; give a folder of images or a list of folders")
     given = options.dataroot if isinstance(options.dataroot, list) else [options.dataroot]
-    roots = _open([Path(root).expanduser() for root in given], options.split)
+    roots = _open([Path(root) for root in given], options.split)
     files = _landmark_files(options.landmarks, [source.root for source in roots])
     images = [image for source, file in zip(roots, files, strict=True) for image in _images(source, file)]
     least = options.min_size
@@ -295,7 +295,7 @@ def _landmark_files(landmarks, roots) -> Sequence[Path | None]:
         return [None] * len(roots)
     if landmarks == "auto":
         return [root / LANDMARKS_FILE if (root / LANDMARKS_FILE).is_file() else None for root in roots]
-    files = [Path(file).expanduser() for file in ([landmarks] if isinstance(landmarks, str | Path) else landmarks)]
+    files = [Path(file) for file in ([landmarks] if isinstance(landmarks, str | Path) else landmarks)]
     if len(files) != len(roots):
         raise ValueError(f"dataset: {len(files)} landmarks files for {len(roots)} dataroots; give one each, or 'auto'")
     for file in files:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, create_model
 
-from sgpn_arch.errors import OptionError, Problem, nearest
+from sgpn_arch.errors import OptionError, Problem, nearest, shown
 from sgpn_arch.ranges import Number, Told
 from sgpn_arch.registry import load_basicsr
 from sgpn_arch.schema import AS_TUPLE, Options
@@ -34,7 +34,7 @@ def check_plugin(
         OptionError: begins with ``where``; names every wrong argument.
     """
     if not isinstance(section, Mapping):
-        raise OptionError(Problem(where, f"expected {SECTION}, found {section!r}"))
+        raise OptionError(Problem(where, f"expected {SECTION}, found {shown(section)}"))
     if default is None and "type" not in section:
         raise OptionError(
             Problem(_below(where, "type"), f"this option is missing; known: {', '.join(sorted(registry.keys()))}")
@@ -43,7 +43,9 @@ def check_plugin(
     if isinstance(name, str) and name not in registry:
         load_basicsr()
     if not isinstance(name, str) or name not in registry:
-        raise OptionError(Problem(_below(where, "type"), f"unknown name '{name}'{nearest(str(name), registry.keys())}"))
+        raise OptionError(
+            Problem(_below(where, "type"), f"unknown name '{shown(name, str)}'{nearest(str(name), registry.keys())}")
+        )
     model = options_of(registry[name] if isinstance(registry, dict) else registry.get(name), given, supplied)
     if model is not None:
         has_type = "type" in model.model_fields

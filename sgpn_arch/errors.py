@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+MAX_SHOWN = 200  # characters of a value in a message
+
 
 class UserError(Exception):
     """Something that the user can mend. The command line prints its message alone; any other error is a bug."""
@@ -77,6 +79,12 @@ class Problems:
         """Raises OptionError if there are any; ``source`` says where each was written."""
         if self.found:
             raise OptionError(*(p if p.source or source is None else p._replace(source=source(p)) for p in self.found))
+
+
+def shown(value: object, write: Callable[[object], str] = repr) -> str:
+    """A value as a message shows it: its beginning, where it is long."""
+    text = write(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

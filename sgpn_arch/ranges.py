@@ -1,6 +1,7 @@
 """Types of option values with the ranges that are allowed; they are told to users as they stand here. No pydantic is imported."""
 
 import math
+import os
 import types
 import typing
 from dataclasses import dataclass
@@ -21,7 +22,17 @@ class Told:
 
 
 @dataclass(frozen=True)
-class OnDisk:
+class AtHome:
+    """Marks a path in which ~ at the beginning stands for the user's home folder."""
+
+    def __get_pydantic_core_schema__(self, kind: Any, handler: Any) -> Any:
+        from pydantic_core.core_schema import no_info_after_validator_function
+
+        return no_info_after_validator_function(os.path.expanduser, handler(kind))
+
+
+@dataclass(frozen=True)
+class OnDisk(AtHome):
     """Marks a path that must be there when the option is used: what it is called, and how to come by it.
 
     Where ``names`` says so, a bare word is the name of something that ships.
@@ -33,8 +44,10 @@ class OnDisk:
     names: bool = False
 
 
-Count = Annotated[int, Ge(1)]
-Whole = Annotated[int, Ge(0)]
+MACHINE = 2**63  # seeds and counts are kept in 64 bits; that they are goes without saying
+Count = Annotated[int, Ge(1), Lt(MACHINE)]
+Whole = Annotated[int, Ge(0), Lt(MACHINE)]
+Processes = Annotated[int, Ge(0), Le(1024)]  # or threads
 Number = Annotated[float, Gt(float("-inf")), Lt(float("inf")), Told("a number")]
 Amount = Annotated[float, Ge(0), Lt(float("inf")), Told("a number of at least 0")]
 Positive = Annotated[float, Gt(0), Lt(float("inf")), Told("a number above 0")]
@@ -53,8 +66,10 @@ Device = Annotated[
 ]
 FolderName = Annotated[
     str,
-    Predicate(lambda name: name.strip(" .") != "" and not set(name) & set("/\\\0")),
-    Told("the name of a folder, without / or \\"),
+    # A checkpoint's name is longer by its step and suffix, and while it is written by some letters more; 255 bytes are allowed.
+    Predicate(lambda name: name.strip(" .") != "" and name.isprintable() and not set(name) & set("/\\")),
+    Predicate(lambda name: len(name.encode()) <= 200),
+    Told("the name of a folder, without / or \\, of at most 200 bytes"),
 ]
 Template = Literal["ffhq", "gpen"]
 FilePath = Annotated[str | Path, OnDisk("file", "check the path"), Told("a path")]
@@ -102,7 +117,7 @@ def _range(limits: tuple) -> str:
     if low is not None and high is not None:
         return f" from {low:g} to {high:g}"
     words = (" of at least", low), (" above", above), (" of at most", high), (" below", below)
-    return " and".join(f"{word} {value:g}" for word, value in words if value is not None and math.isfinite(value))
+    return " and".join(f"{word} {value:g}" for word, value in words if value is not None and abs(value) < MACHINE)
 
 
 def from_text(kind: Any, text: str) -> Any:

@@ -4,19 +4,21 @@ pydantic checks: strict types, ranges, unions and all errors at once come with i
 where it stands; a dataclass would need all of that written by hand.
 """
 
+import os
 import re
 import typing
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
-from sgpn_arch.errors import OptionError, Problem, nearest
+from sgpn_arch.errors import OptionError, Problem, nearest, shown
 from sgpn_arch.ranges import UNIONS, OnDisk, Told, told
 
 Model = TypeVar("Model", bound="Options")
 End = TypeVar("End")
+# Of a mapping of names to parts, ~ leaves out a part, such as an inherited one, or all.
+SWITCHABLE = BeforeValidator(lambda parts: _without_nothing({} if parts is None else parts))
 # YAML has lists only.
 AS_TUPLE = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 
@@ -59,11 +61,15 @@ class Options(BaseModel):
             return section
         section = {} if section is None else section  # a section written as ~
         if not isinstance(section, Mapping):
-            raise OptionError(Problem("", f"expected a mapping of options, found {section!r}"))
+            raise OptionError(Problem("", f"expected a mapping of options, found {shown(section)}"))
         try:
             return check(dict(section))
         except ValidationError as error:
             raise OptionError(*_problems(cls, section, error)) from None
+
+
+def _without_nothing(parts: Any) -> Any:
+    return {name: part for name, part in parts.items() if part is not None} if isinstance(parts, Mapping) else parts
 
 
 def _problems(model: type[Options], section: Mapping, error: ValidationError) -> list[Problem]:
@@ -100,8 +106,8 @@ def _names_and_values(kind: Any) -> tuple | None:
 def _refusal(kind: Any, value: Any) -> str:
     parts = typing.get_args(kind) if typing.get_origin(kind) in UNIONS else (kind,)
     if isinstance(value, str) and all(typing.get_origin(each) is Literal or each is type(None) for each in parts):
-        return f"unknown value '{value}'{nearest(value, [word for each in parts for word in typing.get_args(each)])}"
-    return f"expected {told(kind)}, found {value!r}"
+        return f"unknown value '{shown(value, str)}'{nearest(value, [word for each in parts for word in typing.get_args(each)])}"
+    return f"expected {told(kind)}, found {shown(value)}"
 
 
 if typing.TYPE_CHECKING:
@@ -129,7 +135,7 @@ def _both_ends(value: Any) -> Any:
 
 def _ordered(ends: tuple) -> tuple:
     if ends[0] > ends[1]:
-        raise OptionError(Problem("", f"lo must not exceed hi, found {list(ends)!r}"))
+        raise OptionError(Problem("", f"lo must not exceed hi, found {shown(list(ends))}"))
     return ends
 
 
@@ -145,12 +151,9 @@ def absent(options: Options, where: str = "") -> Iterator[Problem]:
         if mark is None or not value or value in parts:
             continue
         for path in value if isinstance(value, list) else [value]:
-            place = Path(path)
-            if mark.folder:  # datasets take ~ for the home, files of weights are read as they are written
-                place = place.expanduser()
             if mark.names and re.fullmatch(r"\w+", str(path)):
                 continue
-            if not (place.is_dir() if mark.folder else place.exists()):
+            if not (os.path.isdir(path) if mark.folder else os.path.exists(path)):
                 yield Problem(key, f"{path}: no such {mark.what}; {mark.remedy}")
 
 

@@ -4,9 +4,7 @@ import argparse
 import itertools
 import sys
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from typing import TYPE_CHECKING
 
 from sgpn_arch.errors import OptionError
 from sgpn_model.cli.arguments import add_set
@@ -60,12 +58,13 @@ def docs() -> int:
 def show(file: str, overrides: Iterable[str] = (), origin: bool = False) -> int:
     """Prints the merged options as YAML, with ``origin`` each with the file it was written in; 1 if they are wrong."""
     from sgpn_model.config.reading import read_options
+    from sgpn_model.config.strict_yaml import dump
 
     options, origins = read_options(file, overrides)
     if origin:
         print("\n".join(_lines_with_origin(options, origins)))
     else:
-        print(yaml.safe_dump(options, sort_keys=False, allow_unicode=True), end="")
+        print(dump(options), end="")
     return 0 if _is_right(file, overrides, look=False) else 1
 
 
@@ -90,15 +89,12 @@ def _is_right(file: str, overrides: Iterable[str], look: bool) -> bool:
 
 
 def _lines_with_origin(options: Mapping, origins: "Origins", parents: tuple[str, ...] = ()) -> Iterable[str]:
+    from sgpn_model.config.strict_yaml import dump
+
     for key, value in options.items():
-        start = "  " * len(parents) + _inline(key) + ":"
+        start = "  " * len(parents) + dump(key, inline=True) + ":"
         if isinstance(value, Mapping) and value:
             yield start
             yield from _lines_with_origin(value, origins, (*parents, str(key)))
         else:
-            yield f"{start} {_inline(value)}  # {origins.at([*parents, str(key)])}"
-
-
-def _inline(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("\n...")
+            yield f"{start} {dump(value, inline=True)}  # {origins.at([*parents, str(key)])}"

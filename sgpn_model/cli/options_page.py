@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import yaml
 from pydantic.fields import FieldInfo
 
 from sgpn_arch.by_name import options_of, signature_options
@@ -19,6 +18,7 @@ from sgpn_data.face_dataset import FaceDatasetOptions, LoaderOptions
 from sgpn_model.cli import build_parser
 from sgpn_model.config.registries import fill_registries
 from sgpn_model.config.sections import TestingFile, TrainingFile
+from sgpn_model.config.strict_yaml import dump
 from sgpn_model.train.optimizers import OPTIMIZERS, OptimizerOptions
 from sgpn_model.train.training_model import TrainOptions
 
@@ -168,7 +168,7 @@ def _default(field: FieldInfo) -> str:
     value = list(field.default) if isinstance(field.default, tuple) else field.default
     if value is None:
         return "`~`"
-    return f"`{yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix('...' + chr(10)).strip()}`"
+    return f"`{dump(value, inline=True)}`"
 
 
 def _rows(head: tuple[str, ...], rows: Sequence[tuple]) -> Iterator[str]:

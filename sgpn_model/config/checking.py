@@ -3,6 +3,7 @@
 What a file names is found in the registries, and says itself which options it takes; no other room is imported.
 """
 
+import contextlib
 import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from sgpn_arch import build_network, complete_options
-from sgpn_arch.errors import OptionError, Problem, Problems, nearest
+from sgpn_arch.errors import OptionError, Problem, Problems, nearest, shown
 from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_arch.registry import MODEL_REGISTRY
@@ -25,6 +26,9 @@ from sgpn_model.config.origins import Origins
 from sgpn_model.config.reading import read_options
 from sgpn_model.config.registries import fill_registries
 from sgpn_model.config.sections import Dataset, Network, TestingFile, TrainingFile
+
+SETS = ("train", "val", "test")
+NETWORKS = ("network_g", "network_d", "network_shape")
 
 
 def checked_options(
@@ -50,11 +54,27 @@ def checked_options(
     Raises:
         OptionError: a line for each wrong option, which begins with the file where it was written and names its key.
     """
-    options, origins = read_options(path, overrides)
+    problems = Problems()
+    options, origins = read_options(path, overrides, problems)
+    options = _without_switched_off(options)
     with origins.named():
-        fill_roots(options, origins, data)
-        check(options, command or _command_of(options), files, runs=command is not None)
+        with problems:
+            fill_roots(options, origins, data)
+        with problems:
+            check(options, command or _command_of(options), files, runs=command is not None)
+        problems.tell()
     return options, origins
+
+
+def _without_switched_off(options: Mapping) -> dict:
+    """Without the sections written as ``~``, which may be those of the other command, or of another stage."""
+    known = {*TrainingFile.model_fields, *TestingFile.model_fields, *NETWORKS}
+    kept = {key: value for key, value in options.items() if value is not None or key not in known}
+    if isinstance(kept.get("datasets"), dict):
+        kept["datasets"] = {
+            key: value for key, value in kept["datasets"].items() if value is not None or key not in SETS
+        }
+    return kept
 
 
 def _command_of(options: Mapping) -> str | None:
@@ -81,11 +101,11 @@ def check(options: Mapping, command: str | None, files: bool = True, runs: bool 
     own = {key: value for key, value in options.items() if key not in told}
     with problems:
         if command == "train":
-            _check_training(own, files)
+            _check_training(own)
         else:
-            file = (TestingFile if command else _fragment()).read(own)
-            if files and command:
-                problems.found += absent(file)
+            (TestingFile if command else _fragment()).read(own)
+    if files and command:
+        problems.found += _absent(own)
     problems.tell()
 
 
@@ -93,14 +113,33 @@ def _mark(options: Mapping) -> str:
     return next(key for key in ("model_type", "restorers", "metrics") if key in options)
 
 
+def _absent(options: Mapping) -> list[Problem]:
+    """A problem for each file or folder that is not there. Options are read one by one, so that none hides another's."""
+    parts: list[dict] = []
+    for key, value in options.items():
+        if key == "path" and isinstance(value, Mapping):
+            parts += [{key: {name: each}} for name, each in value.items()]
+        elif key == "datasets" and isinstance(value, Mapping):
+            for phase, section in value.items():
+                given = section if isinstance(section, Mapping) else {}
+                parts += [{key: {phase: {"type": given.get("type"), name: each}}} for name, each in given.items()]
+        else:
+            parts.append({key: value})
+    found: list[Problem] = []
+    for part in parts:
+        with contextlib.suppress(OptionError):
+            found += absent(_fragment().read(part))
+    return list(dict.fromkeys(found))
+
+
 @functools.cache
 def _fragment() -> type[Options]:
     """What a file that is inherited from may hold: anything of either command, and no part need be there."""
     kinds = {**TestingFile.model_fields, **TrainingFile.model_fields, "datasets": None}
     fields: dict[str, Any] = {name: (field and field.rebuild_annotation(), None) for name, field in kinds.items()}
-    sets: dict[str, Any] = dict.fromkeys(("train", "val", "test"), (Dataset | None, None))
+    sets: dict[str, Any] = dict.fromkeys(SETS, (Dataset | None, None))
     fields["datasets"] = (create_model("AnySets", __base__=Options, **sets), None)
-    networks: dict[str, Any] = dict.fromkeys(("network_g", "network_d", "network_shape"), (Network | None, None))
+    networks: dict[str, Any] = dict.fromkeys(NETWORKS, (Network | None, None))
     return create_model("Fragment", __base__=Options, **fields, **networks)
 
 
@@ -115,7 +154,7 @@ def training_file(stage: Any) -> type[TrainingFile]:
     return create_model(f"{stage.__name__}File", __base__=TrainingFile, train=(stage.OPTIONS, ...), **networks)
 
 
-def _check_training(options: Mapping, files: bool) -> None:
+def _check_training(options: Mapping) -> None:
     problems = Problems()
     stage: Any = None
     found = options.get("model_type")
@@ -123,7 +162,7 @@ def _check_training(options: Mapping, files: bool) -> None:
         stage = MODEL_REGISTRY.get(found)
     elif "model_type" in options:
         problems.found.append(
-            Problem("model_type", f"unknown name '{found}'{nearest(str(found), MODEL_REGISTRY.keys())}")
+            Problem("model_type", f"unknown name '{shown(found, str)}'{nearest(str(found), MODEL_REGISTRY.keys())}")
         )
     # What else is registered there, such as BasicSR's models, has options of its own.
     ours = hasattr(stage, "NETWORKS") and isinstance(getattr(stage, "OPTIONS", None), type)
@@ -134,9 +173,7 @@ def _check_training(options: Mapping, files: bool) -> None:
             text = f"{stage.__name__} has no such network{nearest(name, stage.NETWORKS)}"
             problems.found.append(Problem(name, text))
     with problems:
-        file = (training_file(stage) if ours else TrainingFile).read(own)
-        if files:
-            problems.found += absent(file)
+        (training_file(stage) if ours else TrainingFile).read(own)
         if ours:
             check_networks(own, stage)
     problems.tell()

@@ -1,7 +1,7 @@
 """``--data FOLDER``: the faces of an option file's datasets, where the file names none."""
 
+import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from sgpn_arch.by_name import options_of
@@ -30,11 +30,11 @@ def fill_roots(options: dict, origins: Origins, folders: Sequence[str]) -> None:
             "--data: has no effect, for every dataset names its own folder; change that: --set datasets.train.dataroot=FOLDER",
             source=origins.top,
         )
-    given = {str(Path(folder).expanduser().resolve()) for folder in folders}
+    given = {os.path.realpath(os.path.expanduser(folder)) for folder in folders}
     for phase, section in options["datasets"].items() if without else ():
         roots = section.get("dataroot") if isinstance(section, dict) else None
         named = {
-            str(Path(str(root)).expanduser().resolve()) for root in (roots if isinstance(roots, list) else [roots])
+            os.path.realpath(os.path.expanduser(str(root))) for root in (roots if isinstance(roots, list) else [roots])
         }
         if roots and named & given and not section.get("split"):
             raise OptionError(

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, model_validator
 
 from sgpn_arch.by_name import SECTION, check_plugin, named, options_of
-from sgpn_arch.errors import OptionError, Problem, nearest
-from sgpn_arch.ranges import Count, Device, FilePath, FolderName, Fraction, Told, Weights, Whole
+from sgpn_arch.errors import OptionError, Problem, nearest, shown
+from sgpn_arch.ranges import AtHome, Count, Device, FilePath, FolderName, Fraction, Processes, Told, Weights, Whole
 from sgpn_arch.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY
-from sgpn_arch.schema import Options
+from sgpn_arch.schema import SWITCHABLE, Options
 from sgpn_data.face_dataset import LoaderOptions
 from sgpn_model.config.registries import is_metric
 
@@ -71,7 +71,7 @@ def _checked_rule(text: str) -> str:
 def _known_backend(name: bool | str) -> bool | str:
     backends = () if isinstance(name, bool) else torch.compiler.list_backends(exclude_tags=())
     if isinstance(name, str) and name not in backends:
-        raise OptionError(Problem("", f"expected true, false or one of {', '.join(backends)}, found {name!r}"))
+        raise OptionError(Problem("", f"expected true, false or one of {', '.join(backends)}, found {shown(name)}"))
     return name
 
 
@@ -88,7 +88,7 @@ Metric = Annotated[str, AfterValidator(_known_metric), Told("a metric's name")]
 class PathOptions(Options):
     """``path``: what a training starts from, and where it writes."""
 
-    experiments_root: str = "experiments"
+    experiments_root: Annotated[str, AtHome()] = "experiments"
     """Folder for the experiment's own folder, which has the file's ``name``."""
     morphable_model: FilePath | None = None
     """Folder of the Basel Face Model, or a morphable model as .safetensors; by default the one that
@@ -184,7 +184,7 @@ class TrainingFile(Options):
     """Seed of initialisation and order; the degradations' is ``datasets.train.seed``."""
     device: Device = "auto"
     """Where to compute; auto is CUDA where there is any."""
-    num_threads: Whole | None = None
+    num_threads: Processes | None = None
     """Threads of PyTorch; by default, or with 0, as many as it chooses."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Numbers that the networks compute with; bf16 is mixed precision."""
@@ -242,7 +242,7 @@ Points = Literal["detected", "true", "template"]
 class RestorerOptions(Options):
     """``restorers.NAME``: weights, and how they are used."""
 
-    weights: Annotated[str, Field(min_length=1), Told("weights or a folder")]
+    weights: Annotated[str, Field(min_length=1), AtHome(), Told("weights or a folder")]
     """A shipped name or a checkpoint file."""
     fidelity: Fraction | Literal["auto"] = "auto"
     """How much of the photo is kept, as ``sgpn restore --fidelity``."""
@@ -255,7 +255,7 @@ def read_restorer(given: Any) -> RestorerOptions:
     if isinstance(given, Mapping | RestorerOptions):
         return RestorerOptions.read(given)
     if not isinstance(given, str) or not given:
-        raise OptionError(Problem("", f"expected weights or a folder, found {given!r}"))
+        raise OptionError(Problem("", f"expected weights or a folder, found {shown(given)}"))
     return RestorerOptions(weights=given)
 
 
@@ -275,13 +275,13 @@ class TestingFile(Options):
     """Name of the test, and of the folder for its report."""
     device: Device = "auto"
     """Where to compute; auto is CUDA where there is any."""
-    num_threads: Whole | None = None
+    num_threads: Processes | None = None
     """Threads of PyTorch; by default, or with 0, as many as it chooses."""
     datasets: TestSets
     """The pictures."""
     restorers: Annotated[
         dict[str, Annotated[RestorerOptions, PlainValidator(read_restorer)]],
-        BeforeValidator(lambda restorers: {} if restorers is None else restorers),
+        SWITCHABLE,
         AfterValidator(_free_rows),
         Told("a mapping of names to weights or folders"),
     ] = {}
@@ -290,7 +290,7 @@ class TestingFile(Options):
     points: Points = "detected"
     """Which five points of a face restorers get: those that ``sgpn restore --aligned`` takes, the true ones, or the
     template's."""
-    judge: str = "default"
+    judge: Annotated[str, AtHome()] = "default"
     """Weights whose regressor finds the landmarks."""
     metrics: Annotated[list[Metric], Field(min_length=1), Told("a list of metrics' names")]
     """What is measured."""

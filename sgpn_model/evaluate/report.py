@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from sgpn_arch.registry import METRIC_REGISTRY
 from sgpn_data.photos import write_picture
 from sgpn_data.sheet import labelled_grid
 from sgpn_model.config.sections import INPUT, TRUTH
+from sgpn_model.config.strict_yaml import dump
 from sgpn_model.train.batches import mean_of_known
 
 LOGGER = logging.getLogger("sgpn")
@@ -203,7 +203,7 @@ def _as_markdown(scores: Scores, pictures: Mapping[str, str]) -> str:
     if pictures:
         parts.append("## Pictures\n\n" + "\n\n".join(f"![{_escape(t)}]({n})\n\n*{t}*" for t, n in pictures.items()))
     made = ", ".join(f"{package} {version}" for package, version in versions().items())
-    settings = yaml.safe_dump(scores.options, sort_keys=False, allow_unicode=True)
+    settings = dump(scores.options)
     parts.append(f"## Settings\n\nOn {scores.device}, with {made}.\n\n```yaml\n{settings}```")
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -13,6 +13,7 @@ import yaml
 from sgpn_arch.errors import OptionError
 from sgpn_data.photos import write_picture
 from sgpn_model.config.checking import checked_options
+from sgpn_model.config.strict_yaml import dump
 from sgpn_model.evaluate.evaluate import evaluate
 from sgpn_model.evaluate.report import Scores, heading, picture_grid, write_report
 from sgpn_model.train import loop as train
@@ -154,7 +155,7 @@ def _test(runs: Sequence[Run], output: Path, device: str | None) -> Scores:
         "metrics": list(METRICS),
     }
     path = folder / "options.yml"
-    path.write_text(yaml.safe_dump(options, sort_keys=False), encoding="utf-8")
+    path.write_text(dump(options), encoding="utf-8")
     scores = evaluate(str(path), (), device)
     write_report(folder, scores)
     return scores

@@ -15,7 +15,7 @@ from sgpn_arch.face3d.shape_prior import Mesh, ShapePrior, ShapeResult
 from sgpn_arch.fusion_arch import mask_pictures
 from sgpn_arch.ranges import Amount, Count, Told, Whole
 from sgpn_arch.registry import LOSS_REGISTRY, MODEL_REGISTRY
-from sgpn_arch.schema import Options
+from sgpn_arch.schema import SWITCHABLE, Options
 from sgpn_model.config.registries import build_metric
 from sgpn_model.config.sections import Loss
 from sgpn_model.train.initialise import grow, initialise_from_prior, start_from_input
@@ -48,7 +48,9 @@ class GanOptions(Options):
 class JointOptions(TrainOptions):
     """``train`` of SGPNModel."""
 
-    losses: Annotated[dict[str, Loss], Field(min_length=1), Told("a mapping such as {pixel: {type: L1Loss}}")]
+    losses: Annotated[
+        dict[str, Loss], SWITCHABLE, Field(min_length=1), Told("a mapping such as {pixel: {type: L1Loss}}")
+    ]
     """Name -> the image losses that make up L_rec; each takes (output, truth)."""
     gan: GanOptions | None = GanOptions()
     """The adversarial loss; ~ leaves it out."""

@@ -14,13 +14,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-import yaml
 
 from sgpn_arch.errors import OptionError
 from sgpn_arch.files import write_atomically
 from sgpn_data.sheet import labelled_grid
 from sgpn_data.tensors import to_images
 from sgpn_model.config.sections import TrainingFile, WandbOptions
+from sgpn_model.config.strict_yaml import dump
 from sgpn_model.train import distributed
 
 LOGGER = logging.getLogger("sgpn")
@@ -65,7 +65,7 @@ class RunLog:
         self.folder = folder
         self.started, self.first_step = time.perf_counter(), step
         (folder / "log").mkdir(parents=True, exist_ok=True)
-        (folder / "options.yml").write_text(yaml.safe_dump(opt, sort_keys=False), encoding="utf-8")
+        (folder / "options.yml").write_text(dump(opt), encoding="utf-8")
         path = folder / "log" / "train.jsonl"
         keep_lines(path, step)
         self.lines = open(path, "a", encoding="utf-8")  # noqa: SIM115  (closed in close)

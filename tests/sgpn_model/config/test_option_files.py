@@ -172,7 +172,7 @@ class TestWholeFiles:
         overrides += ["datasets.val.dataroot=elsewhere", "path.pretrain_network_shape=~"]
         with pytest.raises(OptionError) as caught:
             checked_options(self.JOINT, overrides)
-        assert [(problem.key, problem.text.partition(";")[0]) for problem in caught.value.problems] == [
+        assert sorted((problem.key, problem.text.partition(";")[0]) for problem in caught.value.problems) == [
             ("datasets.train.dataroot", "nowhere: no such folder"),
             ("datasets.val.dataroot", "elsewhere: no such folder"),
             ("datasets.val.landmarks", "points.json: no such file"),
@@ -204,3 +204,71 @@ class TestWholeFiles:
         options, _ = checked_options(self.JOINT, files=False)
         options["network_g"] = {"type": "ReadsAFile"}
         assert set(check_networks(options, SGPNModel)) == {"network_d", "network_shape"}
+
+
+class TestSwitchedOff:
+    """``~`` switches a section off, whichever command or stage it is for."""
+
+    def test_a_file_for_tests_may_inherit_one_for_training(self, tmp_path):
+        own = "datasets: {train: ~, val: ~, test: {type: FaceRestorationDataset}}\nmetrics: [psnr]\nmodel_type: ~\ntrain: ~\n"
+        off = "network_g: ~\nnetwork_d: ~\nnetwork_shape: ~\npath: ~\nval: ~\nlogger: ~\nprecision: ~\nmanual_seed: ~\n"
+        (tmp_path / "top.yml").write_text(f"_base_: {ROOT / 'options/train/sgpn_open_64.yml'}\n{own}{off}")
+        options, _ = checked_options(tmp_path / "top.yml", files=False)
+        assert options == {"name": "sgpn_open_64"} | options and set(options) == {"name", "datasets", "metrics"} | set(
+            options
+        )
+        assert list(options["datasets"]) == ["test"] and "model_type" not in options
+
+    @pytest.mark.parametrize("override", ["datasets.val=~", "val=~", "network_d=~", "train.losses.extra=~", "path=~"])
+    def test_sections_of_a_training(self, override):
+        more = ["train.gan=~"] if override == "network_d=~" else ["val=~"]
+        checked_options(ROOT / "options/train/sgpn_open_64.yml", [override, *more], files=False)
+
+    def test_a_stage_without_that_network(self):
+        checked_options(ROOT / "options/train/shape_open.yml", ["network_d=~", "datasets.val=~", "val=~"], files=False)
+
+    def test_a_row_of_the_table(self):
+        path = ROOT / "options/test/open_mild.yml"
+        checked_options(path, ["restorers.old=~", "datasets.val=~"], files=False)
+
+    @pytest.mark.parametrize(
+        ("override", "message"),
+        [
+            ("datasets.train=~", "datasets.train: this option is missing"),
+            ("train.optim_g=~", "train.optim_g: "),
+            ("train.losses=~", "train.losses: expected a mapping such as"),
+            ("trian=~", "trian: unknown option; did you mean 'train'"),
+            ("datasets.vall=~", "datasets.vall: unknown option; did you mean 'val'"),
+        ],
+    )
+    def test_what_is_needed_or_misspelt_cannot_be(self, override, message):
+        with pytest.raises(OptionError, match=message):
+            checked_options(ROOT / "options/train/sgpn_open_64.yml", [override], files=False)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (f"manual_seed={2**63}", "manual_seed: expected a whole number of at least 0, found 9223372036854775808"),
+        (f"train.total_iter={10**40}", "train.total_iter: expected a whole number"),
+        ("num_threads=100000", "num_threads: expected a whole number from 0 to 1024"),
+        ("datasets.train.num_worker_per_gpu=100000", "num_worker_per_gpu: expected a whole number from 0 to 1024"),
+        (f"name={'n' * 201}", "name: expected the name of a folder, .*of at most 200 bytes"),
+        (f"name={'é' * 101}", "name: expected the name of a folder, .*of at most 200 bytes"),
+        ('name="a\\nb"', "name: expected the name of a folder"),
+        ("name=/absolute", "name: expected the name of a folder, without / or"),
+    ],
+)
+def test_numbers_and_names_that_no_machine_takes(override, message):
+    with pytest.raises(OptionError, match=message):
+        checked_options(ROOT / "options/train/sgpn_open_64.yml", [override], files=False)
+
+
+def test_nothing_hides_another_mistake(tmp_path):
+    more = "network_g: {type: SGPM}\ntrain: {optim_g: {lr: fast}}\nval: {save_images: 1, save_images: 2}\n4: x\n"
+    (tmp_path / "top.yml").write_text(f"_base_: {ROOT / 'options/train/sgpn_open_64.yml'}\n{more}")
+    with pytest.raises(OptionError) as caught:
+        checked_options(tmp_path / "top.yml", ["nonsense", "path.pretrain_network_g=~/nowhere.safetensors"], "train")
+    told = {problem.key for problem in caught.value.problems}
+    wanted = {"network_g.type", "train.optim_g.lr", "val.save_images", "4", "--set nonsense", "datasets.train.dataroot"}
+    assert told >= wanted | {"path.pretrain_network_g"}, told

@@ -118,7 +118,7 @@ class TestOverrides:
             ("=5", "part of the key is empty"),
             ("train..lr=5", "part of the key is empty"),
             ("name.inner=5", "'name' is a value, not a section"),
-            ("train.gan=[1, 2", "not YAML"),
+            ("train.gan=[1, 2", "cannot be read: line 1"),
             ("trian.total_iter=5", r"trian: unknown option; did you mean 'train'"),
         ],
     )
@@ -238,7 +238,7 @@ class TestRefusals:
         [
             ("name: [1, 2\n", "cannot be read"),
             ("", "expected a mapping"),
-            ("- a\n- b\n", "holds list, expected a mapping"),
+            ("- a\n- b\n", "holds a list, expected a mapping"),
             ("name: !!python/object/apply:os.getcwd []\n", "cannot be read"),
             ("name: x\ntext: y\n", "options.yml"),
         ],
