@@ -34,7 +34,7 @@ class Kills:
 
     NAME = "kills"
     COUNT = 200
-    LIMIT = 120
+    LIMIT = 300
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -107,7 +107,7 @@ class Kills:
         saved, logged = _newest(case / "out"), _last_logged(case / "out")
         if logged - saved > EVERY:
             return f"kill -9 {what}", f"step {logged} was logged, but the newest state is of step {saved}"
-        code = _forked(lambda: cli.main(command), case / "log", 60.0)
+        code = _forked(lambda: cli.main(command), case / "log", 200.0)
         told = (case / "log").read_text(errors="replace")
         if code != 0 or "Traceback" in told:
             return f"kill -9 {what}", f"the next run ends with {code}: {told[-900:]}"

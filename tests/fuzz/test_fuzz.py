@@ -1,7 +1,5 @@
 """A few seeded cases of every kind that scripts/fuzz.py tries by the thousand; a failure names the command that repeats it."""
 
-import logging
-
 import numpy as np
 import pytest
 import torch
@@ -17,12 +15,11 @@ SEED = 1
 
 @pytest.fixture(autouse=True)
 def process_settings():
-    """Training sets threads, random numbers and the handlers of the log; other tests should not notice."""
-    threads, state, handlers = torch.get_num_threads(), torch.get_rng_state(), logging.getLogger().handlers[:]
+    """Training sets threads and random numbers; other tests should not notice."""
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
     yield
     torch.set_num_threads(threads)
     torch.set_rng_state(state)
-    logging.getLogger().handlers[:] = handlers
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Runs command lines inside this process, and says what a user could rightly complain about."""
 
 import contextlib
+import logging
 import os
 import re
 import tempfile
@@ -52,7 +53,7 @@ def fault(said: Said, *names: str, codes: Sequence[int] = (0, 1, 2)) -> str | No
 @contextlib.contextmanager
 def _captured() -> Iterator[list[str]]:
     """What this process prints, C libraries included."""
-    told = [""]
+    told, handlers = [""], logging.getLogger().handlers[:]
     with tempfile.TemporaryFile("w+", errors="backslashreplace") as file:
         kept = [os.dup(number) for number in (1, 2)]
         for number in (1, 2):
@@ -61,6 +62,7 @@ def _captured() -> Iterator[list[str]]:
             with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
                 yield told
         finally:
+            logging.getLogger().handlers[:] = handlers  # a training's would go on writing to the file
             for number, old in zip((1, 2), kept, strict=True):
                 os.dup2(old, number)
                 os.close(old)
