@@ -27,6 +27,7 @@ READ_SUFFIXES = (
 )  # fmt: skip
 WRITE_SUFFIXES = (".jpg", ".jpeg", ".png")
 JPEG_QUALITY = 95
+JPEG_SIDE = 65_500  # the longest that libjpeg writes
 # A photo whose channels differ by less than this many grey levels on average is black and white.
 GREY_TOLERANCE = 2.0
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
@@ -282,12 +283,14 @@ def write_photo(path: str | Path, photo: Photo) -> None:
     JPEG holds no alpha: there the photo is laid over white. No EXIF is written, so no viewer turns the photo again.
 
     Raises:
-        ImageError: the suffix is neither .png nor .jpg, or the file cannot be written.
+        ImageError: the suffix is neither .png nor .jpg, the photo too long for a JPEG, or the file cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() not in WRITE_SUFFIXES:
         raise ImageError(f"{path}: can write {', '.join(WRITE_SUFFIXES)} only")
     jpeg = path.suffix.lower() != ".png"
+    if jpeg and max(photo.bgr.shape) > JPEG_SIDE:
+        raise ImageError(f"{path}: a JPEG has sides of {JPEG_SIDE} pixels at most; write PNG (--ext png)")
     image = _to_image(photo.bgr)
     if photo.alpha is not None and jpeg:
         image = Image.composite(image, Image.new("RGB", image.size, "white"), Image.fromarray(photo.alpha))

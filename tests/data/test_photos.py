@@ -337,6 +337,8 @@ def test_errors_name_the_file(tmp_path, rgb):
     for name in ("text.jpg", "half.jpg", "float.tif", "missing.png", "empty.png", "pipe.png", "folder.png"):
         with pytest.raises(ImageError, match=name):
             read_photo(tmp_path / name)
+    with pytest.raises(ImageError, match=r"long\.jpg: a JPEG has sides of 65500 pixels at most"):
+        write_photo(tmp_path / "long.jpg", Photo(np.zeros((65501, 1, 3), np.uint8)))
     with pytest.raises(ImageError, match=r"a\.gif: can write \.jpg"):
         write_photo(tmp_path / "a.gif", Photo(rgb))
 
