@@ -31,9 +31,11 @@ JPEG_SIDE = 65_500  # the longest that libjpeg writes
 # A photo whose channels differ by less than this many grey levels on average is black and white.
 GREY_TOLERANCE = 2.0
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-# Of memory: 100 megapixels are restored in 2.1 GiB (docs/performance.md).
-BYTES_PER_PIXEL = 24
+# Of the machine's memory: twice what restoring takes (100 megapixels: 2.1 GiB, docs/performance.md), for it has other work, too.
+BYTES_PER_PIXEL = 48
 LONGEST_SIDE = 1_000_000
+# What is large has no more pixels than so many times its file's bytes, even a blank page of one bit.
+LARGE_PIXELS, DENSEST = 100_000_000, 10_000
 
 # What Pillow warns of (odd metadata, photos of 90 megapixels) is nothing that a user could act on; what matters is in
 # ``Photo.remarks``. For good, because suspending warnings for a while is not safe with threads.
@@ -77,6 +79,11 @@ def read_photo(path: str | Path) -> Photo:
             if max(image.size) > LONGEST_SIDE:  # before it costs gigabytes for the addresses of its rows
                 raise ImageError(
                     f"{path}: is {image.width}x{image.height} pixels; no photo has a side of over {LONGEST_SIDE}"
+                )
+            pixels, size = image.width * image.height, os.path.getsize(path)
+            if pixels > max(LARGE_PIXELS, DENSEST * size):
+                raise ImageError(
+                    f"{path}: its header says {image.width}x{image.height} pixels, far too many for a file of {size} bytes"
                 )
             image.load()
             return _to_photo(image)

@@ -301,9 +301,14 @@ def test_sizes_that_no_photo_has_are_refused_at_once(tmp_path, monkeypatch):
     with pytest.raises(ImageError, match=r"large\.png: has more than 178 megapixels"):
         read_photo(tmp_path / "large.png")
     assert time.perf_counter() - start < 1
-    monkeypatch.setattr(os, "sysconf", lambda _: 100_000)  # 10 GB of memory
+    monkeypatch.setattr(os, "sysconf", lambda _: 200_000)  # 40 GB of memory
     take_large_photos()
     assert photo_bytes(tmp_path / "large.png") == 3 * 20_000**2
+    with pytest.raises(
+        ImageError, match=r"large\.png: its header says 20000x20000 pixels, far too many for a file of \d+ b"
+    ):
+        read_photo(tmp_path / "large.png")
+    assert time.perf_counter() - start < 1
 
 
 def test_nothing_but_remarks_is_said(tmp_path, rgb):
