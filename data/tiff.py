@@ -1,6 +1,7 @@
 """TIFF files: Pillow reads most of them; tifffile those that Pillow (13.0) reads wrong, or not at all."""
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ ICC_PROFILE = 34675
 UNSIGNED, PLANES_APART = 1, 2  # of the tags SampleFormat and PlanarConfiguration
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, CMYK = 0, 1, 2, 5  # of PhotometricInterpretation
 PREMULTIPLIED, ALPHA = 1, 2  # of ExtraSamples
+CUT_SHORT = "its strips or tiles do not make up the whole picture"
 STRIP = 1 << 20  # numbers that are made 8-bit at once
 MODES = {WHITE_IS_ZERO: "L", BLACK_IS_ZERO: "L", RGB: "RGB", CMYK: "CMYK"}
 
@@ -25,11 +27,16 @@ def open_tiff(path: str | Path) -> Image.Image:
     Raises:
         ValueError: its numbers have no known range, or its layout or compression cannot be read. And what the libraries raise.
     """
+    image: Any
     try:
         image = Image.open(path)
     except UnidentifiedImageError:
         return _decode(path)
     if _is_read_right(image):
+        # Else Pillow 13.0 maps it into memory with rows as long as the turned picture's: findings/pillow_tiff_orientation.sh.
+        image.filename = ""
+        if max(tile[1][3] for tile in image.tile) < image._tile_size[1]:
+            raise ValueError(CUT_SHORT)
         return image
     image.close()
     return _decode(path)
@@ -61,6 +68,8 @@ def _decode(path: str | Path) -> Image.Image:
             raise ValueError(f"TIFF of the layout {page.axes}, {page.photometric!r}; save it as RGB of 8 bits")
         if page.imagewidth * page.imagelength > 2 * (Image.MAX_IMAGE_PIXELS or np.inf):
             raise Image.DecompressionBombError
+        if math.prod(page.chunked) > len(page.dataoffsets):  # tifffile would go through all that the header declares
+            raise ValueError(CUT_SHORT)
         try:
             values = page.asarray(maxworkers=1)
         except ValueError as error:

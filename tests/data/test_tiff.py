@@ -163,16 +163,41 @@ def test_a_missing_codec_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("apart", [False, True])
-def test_orientation_is_done_once(tmp_path, orientation, apart):
-    values = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8).astype(np.uint16) * 257
-    stored = np.moveaxis(values, -1, 0) if apart else values
+@pytest.mark.parametrize(
+    ("photometric", "dtype", "apart"),
+    [("rgb", "u2", False), ("rgb", "u2", True), ("rgb", "u1", False), ("minisblack", "u1", False),
+     ("minisblack", "u2", False), ("miniswhite", "u2", False), ("rgba", "u1", False), ("separated", "u1", False)],
+)  # fmt: skip
+def test_orientation_is_done_once(tmp_path, orientation, photometric, dtype, apart):
+    """Also where Pillow maps the file into memory: findings/pillow_tiff_orientation.sh."""
+    channels = {"rgb": 3, "rgba": 4, "separated": 4}.get(photometric, 1)
+    values = np.random.default_rng(0).integers(0, 256, (6, 5, channels), dtype=np.uint8)
+    values[..., 3:] = 0 if photometric == "separated" else 255
+    stored = values.astype(dtype) * (257 if dtype == "u2" else 1)
+    stored = stored[..., 0] if channels == 1 else np.moveaxis(stored, -1, 0) if apart else stored
+    options = {"planarconfig": "separate" if apart else "contig"} if channels > 1 else {}
+    options |= {"extrasamples": ["unassalpha"]} if photometric == "rgba" else {}
     tags = [(274, 3, 1, orientation, True)]
-    options = {"photometric": "rgb", "planarconfig": "separate" if apart else "contig", "metadata": None}
-    tifffile.imwrite(tmp_path / "a.tif", stored, extratags=tags, **options)
+    kind = photometric.removesuffix("a")
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric=kind, extratags=tags, metadata=None, **options)
     turned = np.rot90(values, {3: 2, 4: 2, 5: 3, 6: 3, 7: 1, 8: 1}.get(orientation, 0))
-    upright = turned[:, ::-1] if orientation in (2, 4, 5, 7) else turned
-    assert np.array_equal(read_photo(tmp_path / "a.tif").bgr[..., ::-1], upright // 257)
+    upright = (turned[:, ::-1] if orientation in (2, 4, 5, 7) else turned)[..., :3]
+    upright = 255 - upright if photometric in ("miniswhite", "separated") else upright
+    assert np.array_equal(
+        read_photo(tmp_path / "a.tif").bgr[..., ::-1], np.broadcast_to(upright, (*upright.shape[:2], 3))
+    )
+
+
+@pytest.mark.parametrize(("dtype", "rows"), [("u1", 2), ("u2", 2), ("u1", 20), ("u2", 20)])
+def test_strips_that_do_not_make_up_the_picture_are_refused(tmp_path, dtype, rows):
+    """A header that says that a strip has fewer rows than it has: Pillow leaves the rest black, tifffile counts to millions."""
+    values = np.full((40, 30), 200, dtype)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="miniswhite", rowsperstrip=rows, metadata=None)
+    assert read_photo(tmp_path / "a.tif").bgr.shape == (40, 30, 3)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as file:
+        file.pages[0].tags["RowsPerStrip"].overwrite(1)
+    with pytest.raises(ImageError, match="do not make up the whole picture"):
+        read_photo(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize("apart", [False, True])

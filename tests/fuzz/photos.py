@@ -383,6 +383,8 @@ class Photos:
         over_white = ext != "png" and made.alpha is not None  # JPEG has no alpha
         if spoilt:
             others = decoded_by_others(data, made.suffix)
+            if made.suffix in (".tif", ".tiff") and (len(others) < 2 or far(*others[:2], (8.0, 255))):
+                return None
             # What a damaged file holds, decoders need not agree on (of JPEG 2000, hardly any two do); one that reads the
             # picture as it was is right, too.
             known = [] if made.bgr is None else [made.bgr]
