@@ -136,6 +136,28 @@ def test_only_largest(restorer, astronaut):
     assert face.detection.points5[:, 0].max() < 512
 
 
+def test_only_largest_takes_the_face_and_not_a_cheek(restorer, astronaut):
+    small = cv2.resize(astronaut[:200, 125:325], None, fx=1 / 6, fy=1 / 6, interpolation=cv2.INTER_AREA)
+    small = cv2.imdecode(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 40])[1], cv2.IMREAD_COLOR)
+    photo = cv2.resize(small, (1024, 1024), interpolation=cv2.INTER_CUBIC)
+    (face,) = restorer.restore(photo, only_largest=True).faces
+    eyes = face.detection.points5[:2]
+    assert np.abs(eyes - (np.array([[203.3, 100.7], [246.3, 102.9]]) - [125, 0]) * 1024 / 200).max() < 35
+    assert len(restorer.restore(photo).faces) == 1
+
+
+def test_a_crowd_is_restored_to_the_last_face(restorer, astronaut):
+    head = cv2.resize(astronaut[10:230, 115:335], (90, 90), interpolation=cv2.INTER_AREA)
+    photo = np.tile(head, (6, 8, 1))
+    result = echo(restorer, 64, 0.2).restore(photo)
+    assert len(result.faces) == 48
+    centres = np.array([face.detection.points5[2] for face in result.faces])
+    assert len({(int(x // 90), int(y // 90)) for x, y in centres}) == 48
+    # Every one of them is pasted: its nose is brighter than in the photo.
+    noses = tuple(np.rint(centres).astype(int).T[::-1])
+    assert (result.image[noses].astype(int) - photo[noses] > 10).all()
+
+
 def test_batches_do_not_mix_faces(restorer, astronaut, monkeypatch):
     face = astronaut[20:240, 120:340]
     photo = np.concatenate(
