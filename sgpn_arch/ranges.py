@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ MappingLayers = Annotated[int, Ge(1), Le(64)]
 OddCount = Annotated[int, Ge(1), Predicate(lambda number: number % 2 == 1), Told("an odd whole number of at least 1")]
 Device = Annotated[
     str,
-    Predicate(lambda name: name in ("auto", "cpu", "cuda", "mps") or name.startswith("cuda:") and name[5:].isdecimal()),
+    Predicate(lambda name: name in ("auto", "cpu", "cuda", "mps") or re.fullmatch("cuda:[0-9]{1,3}", name)),
     Told("auto, cpu, cuda, cuda:NUMBER or mps"),
 ]
 FolderName = Annotated[

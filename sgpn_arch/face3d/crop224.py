@@ -19,8 +19,13 @@ def pose_scale_translation(points2d: Tensor, points3d: Tensor) -> tuple[Tensor, 
         scale (N,) in pixels per unit of points3d, translation (N, 2): the pixel where the 3D origin falls.
     """
     design = torch.cat([points3d, torch.ones_like(points3d[:, :1])], dim=1)
-    solution = torch.linalg.pinv(design.double()).to(points2d) @ points2d  # (N, 4, 2)
+    solution = torch.linalg.pinv(_precisely(design)).to(points2d) @ points2d  # (N, 4, 2)
     return solution[:, :3].norm(dim=1).mean(1), solution[:, 3]
+
+
+def _precisely(points: Tensor) -> Tensor:
+    """In float64, on the CPU where the device has no such numbers."""
+    return (points.cpu() if points.device.type == "mps" else points).double()
 
 
 def crop_to_224(points5: Tensor, reference5: Tensor, size: int = 224) -> Tensor:
@@ -49,7 +54,7 @@ def released_crop_to_224(points5: Tensor, reference5: Tensor, crop_size: int, si
     Args:
         points5, reference5, size: as there. crop_size: height and width of the crop, pixels.
     """
-    scale, centre = pose_scale_translation(points5.double(), reference5.double())
+    scale, centre = pose_scale_translation(_precisely(points5), _precisely(reference5))
     zoom = TARGET_SCALE / scale.clamp_min(1e-6)
     cut_off = (zoom * crop_size - torch.floor(zoom * crop_size)) / 2
     origin = torch.stack([size / 2 + cut_off, size / 2 - 1 - cut_off], dim=1)

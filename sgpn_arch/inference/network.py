@@ -39,7 +39,7 @@ def choose_precision(name: str, device: torch.device) -> str:
         return name
     if device.type == "cuda":
         return "fp16"
-    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+    return "bf16" if device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
 
 
 class InferenceSGPN(nn.Module):
@@ -57,7 +57,7 @@ class InferenceSGPN(nn.Module):
         device = next(network.parameters()).device
         self.precision = choose_precision(precision, device)
         self.size, self.coeff_dim, self.uses_render = network.size, network.coeff_dim, network.uses_render
-        engine = CPUEngine if device.type == "cpu" else CUDAEngine
+        engine = CPUEngine if device.type == "cpu" else DeviceEngine
         self.engine = engine(network, DTYPES[self.precision])
 
     @torch.inference_mode()
@@ -111,11 +111,12 @@ class CPUEngine:
         return self.decoder(w, features_lq, features_3d, masks), masks
 
 
-class CUDAEngine:
+class DeviceEngine:
     """Runs a batch through a copy of the network, in channels_last and under autocast, recorded as a CUDA graph.
 
     A graph replays the batch's kernels without asking Python for each; there is one for every batch size and kind of result,
-    and the latest :data:`GRAPHS` are kept. Its memory is what one batch of that size takes.
+    and the latest :data:`GRAPHS` are kept. Its memory is what one batch of that size takes. Other devices, such as Apple's mps,
+    have no such graphs and run the network itself.
     """
 
     def __init__(self, network: "SGPN", dtype: torch.dtype):
@@ -127,6 +128,9 @@ class CUDAEngine:
 
     def __call__(self, lq, render, coeffs, wanted: str):
         inputs = (lq, render if self.network.uses_render else lq, coeffs)  # a network without rendering ignores it
+        if lq.device.type != "cuda":
+            with self.busy:
+                return self._run(wanted, *inputs)
         key = (wanted, *((x.shape, x.dtype) for x in inputs))
         with self.busy, torch.cuda.device(lq.device):
             if key not in self.graphs:
@@ -137,7 +141,7 @@ class CUDAEngine:
             return self.graphs[key](inputs)
 
     def _run(self, wanted: str, lq, render, coeffs):
-        with torch.autocast("cuda", self.dtype, enabled=self.dtype != torch.float32):
+        with torch.autocast(lq.device.type, self.dtype, enabled=self.dtype != torch.float32):
             if wanted == "none":
                 return self.network(lq, render, coeffs), {}
             image, masks = self.network(lq, render, coeffs, return_masks=True)

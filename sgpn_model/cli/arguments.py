@@ -71,7 +71,7 @@ def add_detector(parser: argparse.ArgumentParser) -> None:
 def add_device(parser: argparse.ArgumentParser, default: str | None) -> None:
     """``--device``; without a default, the option file's counts."""
     told = "" if default else " (default: the option file's)"
-    parser.add_argument("--device", default=default, metavar="auto|cpu|cuda", help=f"where to compute{told}")
+    parser.add_argument("--device", default=default, metavar="auto|cpu|cuda|mps", help=f"where to compute{told}")
 
 
 def start_long_run() -> None:

@@ -190,9 +190,10 @@ class PriorModel(TrainingModel):
 
     def _over_processes(self, total: Tensor, count: int) -> tuple[float, float]:
         """A sum and a count, added up over all processes, so that all of them draw the same conclusion."""
+        if distributed.world_size() == 1:
+            return total.item(), count
         values = torch.tensor([total.item(), count], dtype=torch.float64, device=self.device)
-        if distributed.world_size() > 1:
-            torch.distributed.all_reduce(values)
+        torch.distributed.all_reduce(values)
         return values[0].item(), values[1].item()
 
     # -- validation ---------------------------------------------------------------------------------------------------

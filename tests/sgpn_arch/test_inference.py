@@ -15,7 +15,7 @@ from sgpn_arch.d3dfr_arch import D3DFR
 from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_arch.fusion_arch import AFFB, Fusion, mask_pictures
 from sgpn_arch.inference import strips, winograd
-from sgpn_arch.inference.network import choose_precision
+from sgpn_arch.inference.network import DeviceEngine, choose_precision
 from sgpn_arch.registry import ARCH_REGISTRY
 from sgpn_arch.sgpn_arch import SGPN
 
@@ -233,11 +233,20 @@ def test_wrong_input_is_refused_in_the_networks_words():
         ready(lq[..., 1:], render, coeffs)
 
 
+def test_devices_without_graphs_run_the_network_itself():
+    net, inputs = network(), faces(batch=2)
+    image, masks = plain(net, inputs)
+    found, found_masks = DeviceEngine(net, torch.float32)(*inputs, "all")
+    torch.testing.assert_close(found, image, atol=FP32_TOLERANCE, rtol=0)
+    assert found_masks.keys() == masks.keys()
+
+
 def test_precision_names():
     cpu = torch.device("cpu")
     assert choose_precision("fp32", cpu) == "fp32"
     assert choose_precision("auto", cpu) in ("fp32", "bf16")
     assert choose_precision("auto", torch.device("cuda")) == "fp16"
+    assert choose_precision("auto", torch.device("mps")) == "fp32"
     with pytest.raises(ValueError, match="needs CUDA"):
         network().for_inference("fp16")
     with pytest.raises(ValueError, match="'fp8' is unknown"):

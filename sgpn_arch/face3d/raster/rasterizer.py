@@ -75,11 +75,8 @@ def rasterize(
         return _rasterize_nvdiffrast(points, depth, triangles, size)
     if chosen == "torch":
         return plain_fragments(points, depth, triangles, visible_triangles(points, depth, triangles, size))
-    if points.device.type == "cpu":
-        return Fragments(*_Draw.apply(points, depth, triangles, size))
-    with torch.no_grad():
-        triangle_ids, _, _ = _Draw.apply(points.cpu(), depth.cpu(), triangles.cpu(), size)
-    return plain_fragments(points, depth, triangles, triangle_ids.to(points.device))
+    drawn = _Draw.apply(points.cpu(), depth.cpu(), triangles.cpu(), size)  # also for mps, which has no float64
+    return Fragments(*(values.to(points.device) for values in drawn))
 
 
 def interpolate(attributes: Tensor, fragments: Fragments, triangles: Tensor) -> Tensor:

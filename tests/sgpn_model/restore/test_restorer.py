@@ -16,7 +16,6 @@ from sgpn_arch.errors import OptionError
 from sgpn_data.alignment import template_points
 from sgpn_data.pasting import match_seam, ownership
 from sgpn_data.photos import is_grey
-from sgpn_model.config.device import choose_device
 from sgpn_model.restore import restorer as module
 from sgpn_model.restore.restorer import FaceRestorer
 from sgpn_model.weights import pretrained
@@ -404,15 +403,6 @@ def test_a_checkpoint_without_a_regressor(tiny_weights, tmp_path):
     save_checkpoint(tmp_path / "half.safetensors", {"network_g": state.weights["network_g"]}, state.metadata)
     with pytest.raises(CheckpointError, match="holds no 'network_shape'"):
         FaceRestorer.from_pretrained(tmp_path / "half.safetensors", device="cpu")
-
-
-def test_devices(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_device("auto").type == "cpu"
-    with pytest.raises(OptionError, match="no CUDA device"):
-        choose_device("cuda")
-    with pytest.raises(OptionError, match="unknown"):
-        choose_device("gpu")
 
 
 class TestFilling:
