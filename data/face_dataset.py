@@ -160,6 +160,7 @@ class FaceRestorationDataset(Dataset):
         # Likewise: a flag for each image rather than a number, so that two workers at once cannot miscount.
         self._left_out = torch.zeros(len(self.paths), dtype=torch.uint8).share_memory_()
         self._cache = self._fill_cache() if options.cache == "ram" else None
+        self._first_usable(0)  # now rather than in a worker in mid-training
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -211,7 +212,9 @@ class FaceRestorationDataset(Dataset):
             loaded = self._load(candidate)
             if loaded is not None:
                 return candidate, *loaded
-        raise ValueError(f"dataset: none of the {len(self)} images can be used; the first is {self.paths[0]}")
+        raise ValueError(
+            f"dataset: none of the {len(self)} images can be used; the first is {self.paths[0]}: {self.unusable.get(0)}"
+        )
 
     def _load(self, index):
         """(uint8 (S, S, 3) BGR, landmarks (68, 2) at S or None) of an image, or None if it is unusable."""
@@ -220,7 +223,7 @@ class FaceRestorationDataset(Dataset):
     def _read(self, index):
         if self._left_out[index]:
             return None
-        image = decode(self._sources[index].encoded(self.paths[index]))
+        image = decode(self._sources[index].encoded(self.paths[index]), self.paths[index])
         why = fault(image)
         if why:
             self._note_unusable(index, why)
@@ -287,7 +290,10 @@ def _open(roots: list[Path], split: str | None) -> list[Folder | Lmdb]:
 
 def _images(source, file) -> list[tuple[Path, np.ndarray | None, Folder | Lmdb]]:
     known = {} if file is None else _read_landmarks(file)
-    return [(path, known.get(path.relative_to(source.root).as_posix()), source) for path in source.paths]
+    images = [(path, known.get(path.relative_to(source.root).as_posix()), source) for path in source.paths]
+    if known and not any(landmarks is not None for _, landmarks, _ in images):
+        LOGGER.warning("dataset: %s names no picture of %s, such as '%s'", file, source.root, next(iter(known)))
+    return images
 
 
 def _landmark_files(landmarks, roots) -> Sequence[Path | None]:
@@ -308,9 +314,13 @@ def _read_landmarks(file: Path) -> dict[str, np.ndarray]:
     try:
         known = json.loads(file.read_text())
         arrays = {name: np.asarray(points, np.float64) for name, points in known.items()}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"dataset: {file} is not JSON of the form {{name: 68 x [x, y]}}: {error}") from error
     for name, points in arrays.items():
         if points.shape != (68, 2):
             raise ValueError(f"dataset: {file}: {name} has points of shape {points.shape}, expected (68, 2)")
+        if not np.isfinite(points).all():
+            raise ValueError(
+                f"dataset: {file}: {name} has a point that is not finite; leave the name out if it is unknown"
+            )
     return arrays

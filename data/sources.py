@@ -6,8 +6,10 @@ An LMDB has BasicSR's layout, so that BasicSR's tools read it and its LMDBs can 
 """
 
 import hashlib
+import logging
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+LOGGER = logging.getLogger("sgpn")
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 LANDMARKS_FILE = "landmarks68.json"
 META_FILE = "meta_info.txt"
@@ -22,6 +25,11 @@ LMDB_SUFFIX = ".lmdb"
 SPLITS = ("train", "val")
 HELD_OUT = 0.1  # the part of a folder's pictures that is for validation
 META_LINE = re.compile(r"(?P<key>.+)(?P<suffix>\.\w+) \((?P<height>\d+),(?P<width>\d+),\d+\) \S+")
+
+
+def is_picture_name(name: str) -> bool:
+    """Whether a file of this name is taken for a picture."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def open_source(root: Path) -> "Folder | Lmdb":
@@ -65,13 +73,26 @@ def split_of(name: Path) -> str:
 
 
 class Folder:
-    """Files in a folder and its subfolders; ``paths`` is sorted."""
+    """Files in a folder and its subfolders; ``paths`` is sorted. What cannot be one of them is named in a warning.
+
+    Raises ValueError if the folder itself cannot be read.
+    """
 
     def __init__(self, root: Path):
         self.root = root
-        self.paths = sorted(
-            path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-        )
+        self.paths: list[Path] = []
+        others, closed = [], []
+        for folder, folders, files in os.walk(root, onerror=closed.append):
+            named = [Path(folder, name) for name in (*folders, *files) if is_picture_name(name)]
+            self.paths += [path for path in named if path.is_file()]
+            others += [f"{path} is no file" for path in named if not path.is_file()]
+        self.paths.sort()
+        if closed and closed[0].filename == str(root):
+            raise ValueError(f"dataset: {root} cannot be read: {closed[0].strerror}")
+        for found in (others, [f"{error.filename} cannot be read ({error.strerror})" for error in closed]):
+            if found:
+                more = f", nor can {len(found) - 1} others" if len(found) > 1 else ""
+                LOGGER.warning("dataset: %s, so it cannot be used%s", found[0], more)
 
     def encoded(self, path: Path) -> np.ndarray | None:
         """A file's bytes (uint8), None where it cannot be read."""
@@ -83,9 +104,11 @@ class Folder:
     def stored_size(self, path: Path) -> int:
         """The shorter side, from the file's header where it can be read; an unreadable file passes, to be named later."""
         try:
-            with Image.open(path) as image:
-                return min(image.size)
-        except OSError:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                with Image.open(path) as image:
+                    return min(image.size)
+        except Exception:  # Pillow's readers raise of every kind for damaged headers
             return np.iinfo(np.int64).max
 
 
@@ -137,15 +160,34 @@ class Lmdb:
         return self._sides[path]
 
 
-def decode(encoded: np.ndarray | None) -> np.ndarray | None:
-    """The picture uint8 HxWx3 BGR in encoded bytes, None where these are no picture."""
-    return cv2.imdecode(encoded, cv2.IMREAD_COLOR) if encoded is not None and encoded.size else None
+def decode(encoded: np.ndarray | None, path: Path) -> np.ndarray | None:
+    """The picture HxWx3 BGR in encoded bytes, None where these are no picture; uint8, or float32 where it is stored so.
+
+    Of 16 bits a channel the upper 8 are taken, and a warning names the ``path`` of the first such picture.
+    """
+    if encoded is None or not encoded.size:
+        return None
+    try:
+        image = cv2.imdecode(encoded, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    except cv2.error:  # the header says more pixels than there can be
+        return None
+    if image is None or image.dtype != np.uint16:
+        return image
+    if not _DEEP:
+        _DEEP.append(path)
+        LOGGER.warning("dataset: %s has 16 bits a channel, of which the upper 8 are used, as of others like it", path)
+    return (image >> 8).astype(np.uint8)
+
+
+_DEEP: list[Path] = []  # the picture that was named
 
 
 def fault(image: np.ndarray | None) -> str | None:
     """Why a decoded image cannot be used as an aligned face, None if it can."""
     if image is None:
         return "it cannot be read as an image"
+    if image.dtype != np.uint8:
+        return f"it holds numbers of type {image.dtype}; save it with 8 bits a channel"
     if image.shape[0] != image.shape[1]:
         return f"it is {image.shape[1]}x{image.shape[0]}, not square; align it first"
     return None

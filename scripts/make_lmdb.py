@@ -97,7 +97,7 @@ def _usable(source: Folder) -> Iterator[tuple[Path, np.ndarray, tuple[int, ...]]
     left_out = 0
     for path in tqdm(source.paths, unit="image", disable=None):
         encoded = source.encoded(path)
-        image = decode(encoded)
+        image = decode(encoded, path)
         why = fault(image)
         if why:
             left_out += 1

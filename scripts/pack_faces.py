@@ -29,7 +29,7 @@ def read_faces(source: Folder | Lmdb, size: int) -> list[tuple[np.ndarray, list 
     known = json.loads(file.read_text()) if file.is_file() else {}
     faces = []
     for path in source.paths:
-        image = decode(source.encoded(path))
+        image = decode(source.encoded(path), path)
         if fault(image):
             print(f"{path} is left out: {fault(image)}")
             continue

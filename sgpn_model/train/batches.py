@@ -33,8 +33,8 @@ def build_dataset(opt: dict, phase: str) -> SizedDataset:
         return DATASET_REGISTRY.get(opt["type"])({**opt, "phase": phase})
     except OptionError:
         raise
-    except (KeyError, ValueError, FileNotFoundError) as error:
-        raise OptionError(f"{where}: {error.args[0]}") from error
+    except (KeyError, ValueError, OSError) as error:
+        raise OptionError(f"{where}: {error.args[0] if isinstance(error, KeyError) else error}") from error
 
 
 class BatchSampler(Sampler[list[tuple[int, int]]]):

@@ -2,7 +2,10 @@
 
 import json
 import logging
+import math
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -15,10 +18,12 @@ from torch.utils.data import DataLoader
 from oracles.degradation import degrade
 from sgpn_arch.errors import OptionError
 from sgpn_arch.face3d.morphable_model import MorphableModel
-from sgpn_data import build_dataset, register_datasets
+from sgpn_data import build_dataset, register_datasets, sources
 from sgpn_data import face_dataset as fd
 from sgpn_data.alignment import template_points
 from sgpn_data.sources import split_of
+from sgpn_data.tensors import to_images
+from sgpn_model.train import batches
 
 FACES = os.environ.get("SGPN_TEST_FACES")
 needs_faces = pytest.mark.skipif(not FACES, reason="SGPN_TEST_FACES names no folder of aligned faces with landmarks")
@@ -280,6 +285,65 @@ class TestBadFiles:
             paths = [Path(item["path"]).name for item in DataLoader(faces, batch_size=None, num_workers=2)]
             assert paths == ["0.png", "1.png", "3.png", "3.png", "5.png", "5.png"]
             assert faces.unusable_count == 2
+
+    def test_a_header_that_says_more_pixels_than_there_can_be(self, folder, caplog):
+        head = struct.pack(">II5B", 2**31 - 1, 2**31 - 1, 8, 2, 0, 0, 0)
+        chunk = struct.pack(">I", 13) + b"IHDR" + head + struct.pack(">I", zlib.crc32(b"IHDR" + head))
+        (folder / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+        (folder / "1.bmp").write_bytes(
+            b"BM" + struct.pack("<IHHIIiiHHIIiiII", 90, 0, 0, 54, 40, 2**30, 2**30, 1, 24, *[0] * 6)
+        )
+        faces = dataset(folder, min_size=2)
+        assert faces[0]["path"].endswith("1.png") and 0 in faces.unusable and faces[1]["path"].endswith("1.png")
+        assert "0.png is left out: it cannot be read as an image" in caplog.text
+
+    def test_pictures_of_other_depths(self, folder, caplog):
+        grey = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16
+        write(folder / "0.png", grey)
+        write(folder / "00.tif", np.zeros((64, 64, 3), np.float32))
+        sources._DEEP.clear()
+        faces = dataset(folder, size=64, degradation=None, use_hflip=False)
+        shown = to_images(faces[0]["hq"][None])[0]
+        np.testing.assert_array_equal(shown, np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, 2))
+        assert caplog.text.count("0.png has 16 bits a channel, of which the upper 8 are used") == 1
+        assert faces[1]["path"].endswith("1.png") and "numbers of type float32; save it with 8 bits" in caplog.text
+
+    def test_what_is_no_file_deserves_a_word(self, folder, caplog):
+        (folder / "6.png").mkdir()
+        write(folder / "6.png" / "7.png", np.zeros((64, 64, 3), np.uint8))
+        os.mkfifo(folder / "8.png")
+        assert len(dataset(folder)) == 7
+        assert "6.png is no file, so it cannot be used, nor can 1 others" in caplog.text
+
+    @pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+    def test_a_folder_of_no_pictures_some_of_which_cannot_be_read(self):
+        with pytest.raises(OptionError, match=r"^datasets.train: dataset: /proc/self holds no images"):
+            batches.build_dataset({"type": "FaceRestorationDataset", "dataroot": "/proc/self"}, "train")
+
+    def test_none_is_usable_and_training_says_so_before_it_begins(self, tmp_path):
+        for name in ("a.jpg", "b.png"):
+            (tmp_path / name).write_bytes(b"x")
+        expected = "datasets.val: dataset: none of the 2 images can be used; the first is .*a.jpg: it cannot be read"
+        with pytest.raises(OptionError, match=expected):
+            batches.build_dataset({"type": "FaceRestorationDataset", "dataroot": str(tmp_path)}, "val")
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("[" * 100_000, "is not JSON of the form"),
+            (json.dumps({"0.png": [[10**400, 1]] * 68}), "is not JSON of the form"),
+            (json.dumps({"0.png": [[math.nan, 1]] * 68}), "0.png has a point that is not finite"),
+        ],
+    )
+    def test_landmarks_that_are_none(self, folder, text, message):
+        (folder / "landmarks68.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            dataset(folder)
+
+    def test_landmarks_of_other_pictures_deserve_a_word(self, folder, caplog):
+        (folder / "landmarks68.json").write_text(json.dumps({"elsewhere/0.png": [[1, 2]] * 68}))
+        assert dataset(folder)[0]["landmarks68"].isnan().all()
+        assert "names no picture of" in caplog.text
 
     def test_a_file_that_vanishes_is_replaced(self, folder):
         faces = dataset(folder)
