@@ -81,7 +81,8 @@ class Folder:
     def __init__(self, root: Path):
         self.root = root
         self.paths: list[Path] = []
-        others, closed = [], []
+        others: list[str] = []
+        closed: list[OSError] = []
         for folder, folders, files in os.walk(root, onerror=closed.append):
             named = [Path(folder, name) for name in (*folders, *files) if is_picture_name(name)]
             self.paths += [path for path in named if path.is_file()]
@@ -91,8 +92,8 @@ class Folder:
             raise ValueError(f"dataset: {root} cannot be read: {closed[0].strerror}")
         for found in (others, [f"{error.filename} cannot be read ({error.strerror})" for error in closed]):
             if found:
-                more = f", nor can {len(found) - 1} others" if len(found) > 1 else ""
-                LOGGER.warning("dataset: %s, so it cannot be used%s", found[0], more)
+                more = f" ({len(found) - 1} more like it)" if len(found) > 1 else ""
+                LOGGER.warning("dataset: %s, so it is left out%s", found[0], more)
 
     def encoded(self, path: Path) -> np.ndarray | None:
         """A file's bytes (uint8), None where it cannot be read."""
@@ -176,7 +177,7 @@ def decode(encoded: np.ndarray | None, path: Path) -> np.ndarray | None:
     if not _DEEP:
         _DEEP.append(path)
         LOGGER.warning("dataset: %s has 16 bits a channel, of which the upper 8 are used, as of others like it", path)
-    return (image >> 8).astype(np.uint8)
+    return np.right_shift(image, 8, dtype=np.uint16).astype(np.uint8)
 
 
 _DEEP: list[Path] = []  # the picture that was named
