@@ -154,7 +154,7 @@ class Detector:
         # The largest first: it takes longest.
         places = [(side, 0) for side in reversed(sides)] + [(BORDER_SIDE, round(BORDER * longest))]
         rows = np.concatenate(self._map(lambda place: self._search_at(bgr, *place), places))
-        return suppress(rows[np.array([is_plausible(row) for row in rows], bool)], OVERLAP_THRESHOLD)
+        return suppress(_worth_a_look(rows, bgr), OVERLAP_THRESHOLD)
 
     def _search_at(self, bgr: np.ndarray, side: int, border: int = 0) -> np.ndarray:
         """Searches a picture, with ``border`` grey pixels around it, reduced or enlarged to ``side`` pixels."""
@@ -180,8 +180,7 @@ class Detector:
             return rows[((rows[:, :2] > low) & (rows[:, 2:4] < high)).all(axis=1)]
 
         corners = itertools.product(range(0, width - TILE_OVERLAP, step), range(0, height - TILE_OVERLAP, step))
-        rows = np.concatenate(self._map(search, *zip(*corners, strict=True)))
-        return rows[np.array([is_plausible(row) for row in rows], bool)]
+        return _worth_a_look(np.concatenate(self._map(search, *zip(*corners, strict=True))), bgr)
 
     def _search_turned(self, bgr: np.ndarray, angle: int) -> np.ndarray:
         """Searches a photo that is turned by a multiple of 90 degrees."""
@@ -373,6 +372,15 @@ def is_plausible(row: np.ndarray) -> bool:
     nose = np.dot(points5[2] - eyes, down) / max(length, 1e-9) ** 2
     turn = (across[0] * down[1] - across[1] * down[0]) / max(length, 1e-9) ** 2
     return length >= MIN_EYES_TO_MOUTH and 0 < nose < 1.2 and turn > -0.1
+
+
+def _worth_a_look(rows: np.ndarray, bgr: np.ndarray) -> np.ndarray:
+    """The rows that can be faces, and whose boxes the picture shows a part of (and not only what surrounds it)."""
+    return rows[
+        np.array([is_plausible(row) for row in rows], bool)
+        & (rows[:, :2] < bgr.shape[1::-1]).all(axis=1)
+        & (rows[:, 2:4] > 0).all(axis=1)
+    ]
 
 
 def suppress(rows: np.ndarray, threshold: float) -> np.ndarray:
