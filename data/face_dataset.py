@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import cv2
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from pydantic import Field
 from torch.utils.data import Dataset
 
@@ -67,7 +68,7 @@ class FaceDatasetOptions(LoaderOptions):
     split: Literal["train", "val"] | None = None
     """Only these pictures of each dataroot. One with train/ or val/ inside has them there; of any other, a hash of the names
     holds one picture in ten back for val. ~: all. The commands' ``--data FOLDER`` sets this option and ``dataroot``."""
-    size: Count = 512
+    size: Annotated[int, Ge(16), Le(4096)] = 512
     """Side of the items, pixels. Larger images shrink by area averaging; smaller ones are enlarged bicubically, with one
     warning in all."""
     min_size: Count = 1

@@ -197,14 +197,15 @@ def check_networks(options: Mapping, stage: Any) -> dict[str, nn.Module]:
     """
     file = training_file(stage).read(options)
     problems, networks = Problems(), {}
-    for name in stage.needed_networks(file.train):
+    needed = stage.needed_networks(file.train)
+    for name in needed:
         with problems:
             network = dry_network(options, name, stage)
             if network is not None:
                 networks[name] = network
     with problems:
         _check_shape_network(file, networks)
-    problems.found += _sizes_that_differ(options, file, networks, stage)
+    problems.found += _sizes_that_differ(options, file, needed, stage)
     problems.tell()
     return networks
 
@@ -262,19 +263,16 @@ def _check_shape_network(file: TrainingFile, networks: Mapping[str, nn.Module]) 
         raise OptionError(f"network_g.coeff_dim: is {wanted}, but network_shape gives {given} coefficients")
 
 
-def _sizes_that_differ(
-    options: Mapping, file: TrainingFile, networks: Mapping[str, nn.Module], stage: Any
-) -> Iterator[Problem]:
-    """Pictures are as large as the generator makes them (larger where the stage shrinks them); so are the discriminator's."""
-    if "network_g" not in networks:
-        return
-    size, *judged = (
-        complete_options(options[name]).get("size") for name in ("network_g", "network_d") if name in networks
-    )
+def _sizes_that_differ(options: Mapping, file: TrainingFile, needed: Iterable[str], stage: Any) -> Iterator[Problem]:
+    """Pictures are as large as the generator makes them (larger where the stage shrinks them); so are the discriminator's.
+
+    Sizes are read from the options, for not every network can be built here.
+    """
+    sizes = {name: complete_options(options[name]).get("size") for name in needed if options.get(name)}
+    size = sizes.get("network_g")
     sets = {"train": file.datasets.train, "val": file.datasets.val}
     found = {f"datasets.{phase}.size": getattr(section, "size", None) for phase, section in sets.items()}
-    if judged:
-        found["network_d.size"] = judged[0]
+    found["network_d.size"] = sizes.get("network_d")
     for key, value in found.items():
         if size is None or value is None or (stage.SHRINKS_PICTURES and key.startswith("datasets.") and value > size):
             continue

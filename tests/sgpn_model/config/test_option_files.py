@@ -205,6 +205,18 @@ class TestWholeFiles:
         options["network_g"] = {"type": "ReadsAFile"}
         assert set(check_networks(options, SGPNModel)) == {"network_d", "network_shape"}
 
+    def test_its_size_counts_all_the_same(self):
+        class ReadsAFileToo(nn.Module):
+            def __init__(self, size=256):
+                super().__init__()
+                self.scale = float(torch.ones(1).sum())
+
+        ARCH_REGISTRY.register(ReadsAFileToo)
+        options, _ = checked_options(self.JOINT, files=False)
+        options["network_g"], options["datasets"]["train"]["size"] = {"type": "ReadsAFileToo"}, 128
+        with pytest.raises(OptionError, match="datasets.train.size: is 128, but network_g makes pictures of 256"):
+            check_networks(options, SGPNModel)
+
 
 class TestSwitchedOff:
     """``~`` switches a section off, whichever command or stage it is for."""
@@ -251,6 +263,7 @@ class TestSwitchedOff:
     [
         (f"manual_seed={2**63}", "manual_seed: expected a whole number of at least 0, found 9223372036854775808"),
         (f"train.total_iter={10**40}", "train.total_iter: expected a whole number"),
+        ("datasets.train.size=1", "datasets.train.size: expected a whole number from 16 to 4096, found 1"),
         ("num_threads=100000", "num_threads: expected a whole number from 0 to 1024"),
         ("datasets.train.num_worker_per_gpu=100000", "num_worker_per_gpu: expected a whole number from 0 to 1024"),
         (f"name={'n' * 201}", "name: expected the name of a folder, .*of at most 200 bytes"),
