@@ -5,7 +5,7 @@ Needs numpy and OpenCV only. Points and matrices are those of :mod:`sgpn_data.al
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import cv2
@@ -21,6 +21,7 @@ from sgpn_data.alignment import (
     transform_points,
     warp,
 )
+from sgpn_data.detail import HALO, MEASURED, detail_of, noise_of, with_detail
 
 # The released paste-back mask at 512 px: ones inset by 26 px, blurred twice with a Gaussian of sigma 4.
 FEATHER_INSET = 26 / 512
@@ -50,15 +51,15 @@ class Face(Protocol):
 
     Attributes:
         crop, restored: (S, S, 3) uint8, as it was cut out, and what was made of it. matrix: (2, 3), photo -> crop.
-        points5: (5, 2) in the crop. keep: 0..1, how much stays of the photo's detail that the crop does not show.
-        hole: (S, S) bool, what was to be filled, or None.
+        points5: (5, 2) in the crop. fidelity: 0..1, how much stays of the photo's detail that the crop does not show;
+            "auto": all but its noise. hole: (S, S) bool, what was to be filled, or None.
     """
 
     crop: np.ndarray
     restored: np.ndarray
     matrix: np.ndarray
     points5: np.ndarray
-    keep: float
+    fidelity: float | str
     hole: np.ndarray | None
 
 
@@ -89,7 +90,7 @@ def paste_face(
     mask: np.ndarray | None = None,
     in_place: bool = False,
     crop: np.ndarray | None = None,
-    keep: float = 0.0,
+    keep: float | str = 0.0,
 ) -> np.ndarray:
     """Puts ``face`` (F, F, 3) uint8 back where ``align_face`` took it from.
 
@@ -100,8 +101,8 @@ def paste_face(
     other byte of the photo is unchanged.
 
     ``keep``, from 0 to 1, says how much stays of what the photo shows and ``crop`` (F, F, 3), which was cut out
-    of it there, does not: the detail of a photo that is larger. Returns a copy, or ``photo`` itself when
-    ``in_place``. A face wholly outside the photo changes nothing. Raises ValueError for bad shapes.
+    of it there, does not: the detail of a photo that is larger; "auto" is all of it but noise. Returns a copy, or
+    ``photo`` itself when ``in_place``. A face wholly outside the photo changes nothing. Raises ValueError for bad shapes.
     """
     check_photo(photo, "paste_face: photo")
     check_photo(face, "paste_face: face")
@@ -116,39 +117,49 @@ def paste_face(
     reached = transform_points(corners(size, size), to_photo)
     left, top = np.maximum(np.floor(reached.min(axis=0)), 0).astype(int).tolist()
     right, bottom = np.minimum(np.ceil(reached.max(axis=0)) + 1, photo.shape[1::-1]).astype(int).tolist()
-    # A face that fills a huge photo is blended strip by strip, for that is done in float32.
-    rows = max(1, STRIP_PIXELS // max(1, right - left))
-    for start in range(top, bottom, rows) if left < right else ():
-        canvas = (right - left, min(start + rows, bottom) - start)
-        to_strip = to_photo - [[0, 0, left], [0, 0, start]]
+    if left >= right or top >= bottom:
+        return result
+    # A face that fills a huge photo is blended strip by strip, for that is done in float32. What damps noise looks at rows
+    # above and below a strip, and must see the photo's.
+    noise: list[float] = []
+    if keep == "auto" and crop is not None:
+        noise = _noise_under(result, (left, top, right, bottom), to_photo, crop, mask)
+    halo = HALO << len(noise) if any(noise) else 0
+    rows = max(1, STRIP_PIXELS // (right - left) >> len(noise)) << len(noise)
+    above = result[top:top, left:right]
+    for start in range(top, bottom, rows):
+        stop = min(start + rows, bottom)
+        strip = np.concatenate([above, result[start : min(stop + halo, bottom), left:right]])
+        first, ours = start - len(above), np.s_[len(above) : len(above) + stop - start]
+        above = strip[: len(above) + stop - start][-halo or len(strip) :]
+        to_strip = to_photo - [[0, 0, left], [0, 0, first]]
+        canvas = strip.shape[1::-1]
         source = source_region(face.shape, to_strip, canvas)
         if source[0] >= source[2] or source[1] >= source[3]:
             continue  # the corner of the box that the photo shows is not covered by the tilted face
         move = functools.partial(warp, matrix=to_strip, size=canvas, border="replicate", interpolation=cv2.INTER_CUBIC)
-        strip = result[start : start + canvas[1], left:right]
-        moved = with_detail(face, crop, keep, strip, move).astype(np.float32)
-        weight = warp(mask, to_strip, canvas, "constant")[..., None]
-        strip[...] = to_levels(strip + weight * (moved - strip))
+        moved = with_detail(face, crop, keep, strip, move, noise)[ours].astype(np.float32)
+        weight = warp(mask, to_strip, canvas, "constant")[ours, :, None]
+        result[start:stop, left:right] = to_levels(strip[ours] + weight * (moved - strip[ours]))
     return result
 
 
-def with_detail(
-    face: np.ndarray,
-    crop: np.ndarray | None,
-    keep: float,
-    photo: np.ndarray,
-    move: Callable[[np.ndarray], np.ndarray],
-) -> np.ndarray:
-    """A face in its photo's pixels, with ``keep`` of what the photo shows there and its crop does not.
-
-    That is ``move(face) + keep * (photo - move(crop))``; moving is linear, so one picture is moved.
-
-    Args:
-        face, crop: (S, S, 3). photo: (H, W, 3). move: a picture (S, S, 3) -> (H, W, 3).
-    """
-    if not keep or crop is None:
-        return move(face)
-    return move(face.astype(np.float32) - np.float32(keep) * crop) + np.float32(keep) * photo
+def _noise_under(
+    photo: np.ndarray, box: tuple[int, int, int, int], to_photo: np.ndarray, crop: np.ndarray, mask: np.ndarray
+) -> list[float]:
+    """The noise of the photo finer than the crop, measured in the middle of the box; see :func:`noise_of`."""
+    left, top, right, bottom = box
+    left, top = left + max(0, right - left - MEASURED) // 2, top + max(0, bottom - top - MEASURED) // 2
+    part = photo[top : min(bottom, top + MEASURED), left : min(right, left + MEASURED)]
+    to_part = to_photo - [[0, 0, left], [0, 0, top]]
+    source = source_region(crop.shape, to_part, part.shape[1::-1])
+    if source[0] >= source[2] or source[1] >= source[3]:
+        return []
+    move = functools.partial(
+        warp, matrix=to_part, size=part.shape[1::-1], border="replicate", interpolation=cv2.INTER_CUBIC
+    )
+    inside = warp(mask, to_part, part.shape[1::-1], "constant") > 0.5
+    return noise_of(detail_of(part, crop, move), part, similarity_scale(to_photo), inside)
 
 
 def to_levels(picture: np.ndarray) -> np.ndarray:
@@ -162,7 +173,10 @@ def aligned_at_size_of(face: Face, photo: np.ndarray) -> np.ndarray:
     if max(height, width) <= len(face.restored):
         return face.restored
     move = functools.partial(cv2.resize, dsize=(width, height), interpolation=cv2.INTER_CUBIC)
-    return to_levels(with_detail(face.restored.astype(np.float32), face.crop, face.keep, photo, move))
+    noise = []
+    if face.fidelity == "auto":
+        noise = noise_of(detail_of(photo, face.crop, move), photo, max(height, width) / len(face.crop))
+    return to_levels(with_detail(face.restored.astype(np.float32), face.crop, face.fidelity, photo, move, noise))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -183,7 +197,7 @@ def paste_faces(photo: np.ndarray, faces: Sequence[Face], in_place: bool = False
     for face in reversed(faces):
         mask = feather_mask(len(face.crop)) * ownership(face, [other for other in faces if other is not face])
         seamless = match_seam(face.restored, face.crop) if face.hole is None else match_hole(face)
-        keep = face.keep if face.hole is None else 0
+        keep = face.fidelity if face.hole is None else 0
         paste_face(result, seamless, face.matrix, mask=mask, in_place=True, crop=face.crop, keep=keep)
     return result
 

@@ -8,10 +8,6 @@ from torch.nn import functional as F
 
 from sgpn_arch.errors import OptionError
 
-# What the finest detail measures beside the next finer one, in a photo without detail of its own and in one that has it;
-# measured on 45 faces of 256 px at each level: severe 0.27-0.30, medium 0.30-0.46, mild 0.39-1.0, untouched 0.7-1.0
-# (5 % to 95 %).
-POOR, GOOD = 0.36, 0.52
 BANDS = 6  # of the pyramid; at 256 px the coarsest is 8 px wide
 SMALLEST = 4  # pixels, of the coarsest band
 
@@ -21,49 +17,6 @@ def checked_fidelity(fidelity: float | str) -> float | str:
     if fidelity == "auto" or (isinstance(fidelity, Real) and 0 <= fidelity <= 1):
         return fidelity
     raise OptionError(f"fidelity is {fidelity!r}: give a number from 0 to 1, or auto")
-
-
-def sharpness(photo: Tensor) -> Tensor:
-    """How much detail of its own a photo has: 0 for a blurred or enlarged one, 1 for a sharp one.
-
-    A photo that was enlarged or blurred has hardly any detail at the scale of a pixel beside that at two pixels; one that is
-    only noisy has, and is taken for sharp. (A choice of ours.)
-
-    Args:
-        photo: (N, C, H, W) aligned faces at the size at which they are restored, at least 32 px; any range.
-
-    Returns:
-        (N,) in 0..1. The border, an eighth on each side, is not looked at.
-    """
-    grey = photo.float().mean(1, keepdim=True)
-    smaller = _halved(grey)
-    fine, next_fine = (_detail(image) for image in (grey, smaller))
-    ratio = fine / next_fine.clamp_min(1e-6)
-    return ((ratio - POOR) / (GOOD - POOR)).clamp(0, 1)
-
-
-def taken_back(restored: Tensor, photo: Tensor, fidelity: float | str) -> tuple[Tensor, Tensor]:
-    """A restoration as a user wants it: the picture, and how much of the detail that it is too small for is to be kept.
-
-    Args:
-        restored, photo: (N, C, H, W) of any range, at the network's size.
-        fidelity: a number from 0 to 1 is the share of both. "auto" leaves the restoration as it is, and keeps as much of
-            what the photo shows finer as it is sharp: a good photo that is larger than the network loses nothing.
-
-    Returns:
-        (N, C, H, W) and (N,) in 0..1.
-    """
-    if fidelity == "auto":
-        return restored, sharpness(photo)
-    share = float(fidelity)
-    return blend(restored, photo, share), torch.full((len(photo),), share, device=photo.device)
-
-
-def _detail(images: Tensor) -> Tensor:
-    """Mean absolute value of the finest band in the picture's middle (N,)."""
-    band = images - _enlarged(_halved(images), images.shape[-2:])
-    top, left = (side // 8 for side in images.shape[-2:])
-    return band[..., top : images.shape[-2] - top, left : images.shape[-1] - left].abs().mean((1, 2, 3))
 
 
 def blend(restored: Tensor, photo: Tensor, fidelity: float | Tensor) -> Tensor:

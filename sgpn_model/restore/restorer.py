@@ -22,7 +22,7 @@ from sgpn_data.pasting import aligned_at_size_of, blend_hole, fill_hole, hole_of
 from sgpn_data.photos import is_grey, to_grey
 from sgpn_data.tensors import to_images, to_tensor
 from sgpn_model.config.device import choose_device
-from sgpn_model.restore.fidelity import checked_fidelity, taken_back
+from sgpn_model.restore.fidelity import blend, checked_fidelity
 from sgpn_model.restore.stream import Outcome, stream
 from sgpn_model.weights.checkpoint import load_checkpoint
 from sgpn_model.weights.pretrained import WEIGHTS_FOLDER, build_networks, find_weights
@@ -56,7 +56,6 @@ class RestoredFace:
         mask: (S, S) uint8, the paper's mask picture (channel mean of the finest AFFB mask; white trusts the photo, black the
             rendering), or None for a fusion without masks.
         coefficients: (D,) float32 of the shape prior. landmarks: (68, 2) float32 of its mesh, OpenCV pixels of the crop.
-        keep: 0..1, how much of the photo's detail finer than the network's pixels stays.
     """
 
     crop: np.ndarray
@@ -72,7 +71,6 @@ class RestoredFace:
     mask: np.ndarray | None = None
     coefficients: np.ndarray = field(default_factory=_no_picture)
     landmarks: np.ndarray = field(default_factory=_no_picture)
-    keep: float = 0.0
 
 
 @dataclass
@@ -130,8 +128,8 @@ class FaceRestorer:
             face bf16 and fp32 differ by at most 2 of 255 grey levels (PSNR 54 dB; 64 dB in the photo).
         fidelity: from 0, the restoration as it is, to 1, the photo as it is: how much of each face is taken back to the photo,
             large forms first (:func:`sgpn_model.restore.fidelity.blend`), and that part of what the photo shows finer than the
-            network's pixels. "auto" is 0 for what the network's pixels can show, and keeps finer detail as far as the
-            photo is sharp; by the authors' protocol it is 0. Holes are filled as if it were 0.
+            network's pixels. "auto" is 0 for what the network's pixels can show, and keeps finer detail without the photo's
+            noise (:mod:`sgpn_data.detail`); by the authors' protocol it is 0. Holes are filled as if it were 0.
 
     Raises:
         OptionError: precision or fidelity is none of these, or the device cannot do it.
@@ -397,9 +395,9 @@ class FaceRestorer:
             face.coefficients, face.landmarks = coefficients, landmarks
         for fidelity in {face.fidelity for face in faces}:
             group = [number for number, face in enumerate(faces) if face.fidelity == fidelity]
-            wanted, kept = taken_back(images[group], crops[group], fidelity)
-            for number, picture, share in zip(group, to_images(wanted), kept.tolist(), strict=True):
-                faces[number].restored, faces[number].keep = picture, share
+            wanted = blend(images[group], crops[group], 0 if fidelity == "auto" else float(fidelity))
+            for number, picture in zip(group, to_images(wanted), strict=True):
+                faces[number].restored = picture
 
     def finish(self, photo: PreparedPhoto, in_place: bool = False) -> RestoreResult:
         """The photo with its restored faces in place; of a black-and-white photo they are made so too.

@@ -27,7 +27,7 @@ class Pasted:
     restored: np.ndarray
     matrix: np.ndarray
     points5: np.ndarray
-    keep: float = 0.0
+    fidelity: float | str = 0.0
     hole: np.ndarray | None = None
 
 

@@ -8,9 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgpn_arch.errors import OptionError
-from sgpn_data.degradation import Degradation
-from sgpn_data.tensors import to_tensor
-from sgpn_model.restore.fidelity import BANDS, blend, sharpness
+from sgpn_model.restore.fidelity import BANDS, blend
 from sgpn_model.restore.restorer import FaceRestorer
 
 
@@ -74,37 +72,6 @@ def test_each_picture_can_have_its_own(pair):
         blend(restored, photo, torch.tensor([0.3, 1.0, 0.2]))
 
 
-class TestSharpness:
-    @pytest.fixture
-    def face(self, astronaut):
-        """The astronaut's face at 256 px, where the photo is sharp."""
-        return np.ascontiguousarray(astronaut[0:256, 96:352]).astype(np.float32) / 255
-
-    def mean_estimate(self, face, level, count=8):
-        rng = np.random.default_rng(0)
-        degradation = Degradation(level, reference_size=512)
-        pictures = [np.rint(degradation(face, rng) * 255).astype(np.uint8) for _ in range(count)]
-        return sharpness(torch.stack([to_tensor(picture) for picture in pictures])).mean().item()
-
-    def test_worse_photos_are_kept_less(self, face):
-        clean, mild, medium, severe = (
-            self.mean_estimate(face, level) for level in ("clean", "mild", "medium", "severe")
-        )
-        assert clean == pytest.approx(1)
-        assert clean >= mild > medium >= severe
-        assert severe == 0
-
-    def test_contrast_and_brightness_do_not_matter(self, face):
-        photo = to_tensor((face * 255).astype(np.uint8))[None]
-        small = torch.nn.functional.interpolate(photo, scale_factor=0.4, mode="area")
-        blurred = torch.nn.functional.interpolate(small, size=photo.shape[-2:], mode="bilinear")
-        mixed = 0.6 * photo + 0.4 * blurred
-        torch.testing.assert_close(sharpness(0.3 * mixed - 0.2), sharpness(mixed), atol=1e-4, rtol=0)
-
-    def test_a_picture_of_one_colour_is_poor(self):
-        assert sharpness(torch.full((1, 3, 64, 64), 0.2)).item() == 0
-
-
 def test_a_restorer_blends_by_it():
     restorer = FaceRestorer.from_pretrained(device="cpu", precision="fp32")
     photo = np.random.default_rng(0).integers(0, 255, (256, 256, 3), np.uint8)
@@ -128,7 +95,7 @@ def test_faces_of_one_batch_each_have_their_own():
     restorer.run(together)
     for one, other in zip(alone, together, strict=True):
         # The regressor's sums come in another order in a batch; another's fidelity would change tens of grey levels.
-        assert cv2.absdiff(one.restored, other.restored).max() <= 1 and one.keep == pytest.approx(other.keep, abs=1e-4)
+        assert cv2.absdiff(one.restored, other.restored).max() <= 1
 
 
 @pytest.fixture(scope="module")
@@ -148,25 +115,20 @@ def test_the_photo_comes_back_with_detail_that_the_crop_cannot_show(large):
     assert apart[2] < 0.02  # rounding
 
 
-def test_of_itself_it_keeps_finer_detail_as_far_as_the_photo_is_sharp(large):
+def test_of_itself_it_keeps_a_sharp_photo_and_cleans_a_noisy_one(astronaut):
+    """Twice the network's size: a photo comes back, and with noise it comes nearer to the truth than both ends do."""
     restorer = FaceRestorer.from_pretrained(device="cpu")
-    assert restorer.fidelity == "auto"
-    blurred = cv2.GaussianBlur(large, (0, 0), 16)
-    for photo, keep in ((large, 1), (blurred, 0)):
-        result = restorer.restore(photo)
-        assert result.faces[0].keep == keep
-        bare = restorer.restore(photo, fidelity=0.0)
-        assert np.array_equal(bare.faces[0].restored, result.faces[0].restored)
-        images = bare.image.astype(int), result.image.astype(int)
-        if not keep:
-            assert np.array_equal(*images)
-            continue
-        inside = (np.abs(images[0] - photo).sum(axis=2) > 0) & (np.abs(images[0] - images[1]).sum(axis=2) > 0)
-        assert inside.mean() > 0.1
-        fine = [
-            np.abs(image - cv2.GaussianBlur(image.astype(np.float32), (0, 0), 2))[inside].mean() for image in images
-        ]
-        assert fine[1] > 1.3 * fine[0]
+    good = np.ascontiguousarray(astronaut[:300, 80:380])
+    good = cv2.resize(good, (512, 512), interpolation=cv2.INTER_CUBIC)
+    noisy = np.clip(good + np.random.default_rng(0).normal(0, 20, good.shape), 0, 255).astype(np.uint8)
+    error = {}
+    for name, photo in (("good", good), ("noisy", noisy)):
+        for fidelity in ("auto", 0, 1):
+            image = restorer.restore(photo, aligned=True, fidelity=fidelity).image
+            error[name, fidelity] = np.mean((image.astype(float) - good) ** 2)
+    assert 10 * np.log10(255**2 / error["good", "auto"]) > 45
+    assert error["good", "auto"] < 0.2 * error["good", 0]
+    assert error["noisy", "auto"] < 1.02 * error["noisy", 0] < 0.5 * error["noisy", 1]
 
 
 def test_an_aligned_photo_comes_back_too(large):
