@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         metavar="W",
         help="how much of the photo to keep, from 0 (the restoration) to 1 (the photo); auto, the default, is the restoration "
-        "with the finer detail of sharp photos",
+        "with the photo's finer detail, but not its noise",
     )
     add("--only-largest", action="store_true", help="restore only the largest face of each photo")
     add("--save-parts", action="store_true", help="write crops, renderings, masks and sheets to OUT/parts")
@@ -73,7 +73,7 @@ def run(
     only_largest: bool,
     **building,
 ) -> int:
-    """Restores photos and returns the exit code: 0 if all went well, 1 if a photo failed.
+    """Restores photos and returns the exit code: 0 if all went well, 1 if a photo or a face failed.
 
     Args:
         inputs: photos, and folders whose photos (not those of folders inside them) are restored.
@@ -120,7 +120,7 @@ def run(
         for line in summary.add(jobs[outcome.index].source, outcome):
             tqdm.write(f"sgpn: {line}", file=sys.stderr)
     print(f"{summary}: results in {folder}" if summary.failed < len(jobs) else f"{summary}: no results")
-    return 1 if summary.failed else 0
+    return 1 if summary.failed or summary.failed_faces else 0
 
 
 @dataclass
@@ -131,6 +131,7 @@ class Summary:
     restored: int = 0
     without_face: int = 0
     failed: int = 0
+    failed_faces: int = 0
     done: str = "restored"
 
     def add(self, source: Path, outcome: "Outcome[Done]") -> list[str]:
@@ -143,10 +144,16 @@ class Summary:
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             return [f"error: {error}" if isinstance(error, ImageError) else f"error: {source}: {kind}{error}"]
         lines = [f"warning: {source}: {remark}" for remark in outcome.result.remarks]
+        lines += [
+            f"error: {source}: the face around ({x}, {y}) stays as it was, as the networks make NaN or infinity of it; try "
+            "--precision fp32, or sgpn weights verify"
+            for x, y in outcome.result.failed
+        ]
         faces, untouched = outcome.result.faces, outcome.result.untouched
+        self.failed_faces += len(outcome.result.failed)
         self.faces += faces
         self.restored += bool(faces)
-        if faces:
+        if faces or outcome.result.failed:
             return lines
         self.without_face += 1
         why = "no face found"
@@ -161,6 +168,8 @@ class Summary:
         if self.without_face:
             why = "without a face" if self.done == "restored" else "without a face to fill"
             text += f"; {_count(self.without_face, 'photo')} {why} copied"
+        if self.failed_faces:
+            text += f"; {_count(self.failed_faces, 'face')} failed"
         return text + (f"; {self.failed} failed" if self.failed else "")
 
 

@@ -236,7 +236,7 @@ class WeightsRestorer:
             ],
         }
         tensor = torch.stack([to_tensor(image) for image in images]).to(batch["lq"].device)
-        return Restored(tensor, [True] * len(images), faces, errors)
+        return Restored(tensor, [not face.failed for face in faces], faces, errors)
 
     def notes(self) -> list[str]:
         """Nothing that a reader should know."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from sgpn_arch.errors import UserError
 from sgpn_arch.inference.memory import return_freed_memory
+from sgpn_data.alignment import invert_similarity, transform_points
 from sgpn_data.photos import (
     READ_SUFFIXES,
     WRITE_SUFFIXES,
@@ -61,11 +62,13 @@ class OpenPhoto:
 
 @dataclass(frozen=True)
 class Done:
-    """How many faces of a photo were restored, how many the mask left alone, and what else a user should know."""
+    """How many faces of a photo were restored, how many the mask left alone, where those lie that a network failed on (pixels of
+    the photo), and what else a user should know."""
 
     faces: int
     untouched: int
     remarks: Sequence[str] = ()
+    failed: Sequence[tuple[int, int]] = ()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -198,7 +201,11 @@ def restore_jobs(
         remarks = opened.photo.remarks + _write(job, opened.photo, result.image, bool(result.faces))
         if save_parts:
             save_faces(result.faces, job.target.parent / PARTS, job.name)
-        return Done(len(result.faces), result.untouched, remarks)
+        middles = [
+            transform_points(face.points5.mean(axis=0), invert_similarity(face.matrix)) for face in result.failed
+        ]
+        failed = [(round(x), round(y)) for x, y in middles]
+        return Done(len(result.faces), result.untouched, remarks, failed)
 
     return stream(jobs, prepare, restorer.run, finish, lambda job: photo_bytes(job.source), BATCH_SIZE)
 

@@ -1,9 +1,9 @@
 """Photo in, photo out: detect faces, align them, run the shape prior and the network, and paste the results back."""
 
+import functools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from sgpn_data import released_protocol
 from sgpn_data.alignment import align_face, check_photo, resize, template_points, transform_points, warp
 from sgpn_data.detection import Detection, Detector, build_detector
 from sgpn_data.pasting import aligned_at_size_of, blend_hole, fill_hole, hole_of, match_hole, paste_faces
-from sgpn_data.photos import is_grey, to_grey
+from sgpn_data.photos import to_grey, tone_of, toned
 from sgpn_data.tensors import to_images, to_tensor
 from sgpn_model.config.device import choose_device
 from sgpn_model.restore.fidelity import blend, checked_fidelity
@@ -51,11 +51,13 @@ class RestoredFace:
         detection: where the face was found; None where the points were given, or are the template's.
         hole: (S, S) bool, where the crop was cut out to be filled, and is white; None for a restoration.
         fidelity: 0..1 or "auto", as asked for; 0 where a hole is filled.
+        tone: (256, 3) uint8, the colours of a monochrome crop's grey levels (see :func:`.tone_of`); None for one in colours.
         restored, render: (S, S, 3) uint8 BGR, the latter the 3D rendering, black outside.
         render_mask: (S, S) uint8, how much of each pixel the mesh of the rendering covers.
         mask: (S, S) uint8, the paper's mask picture (channel mean of the finest AFFB mask; white trusts the photo, black the
             rendering), or None for a fusion without masks.
         coefficients: (D,) float32 of the shape prior. landmarks: (68, 2) float32 of its mesh, OpenCV pixels of the crop.
+        failed: whether a network made NaN or infinity of it; ``restored`` is the crop then.
     """
 
     crop: np.ndarray
@@ -64,6 +66,7 @@ class RestoredFace:
     detection: Detection | None = None
     hole: np.ndarray | None = None
     fidelity: float | str = "auto"
+    tone: np.ndarray | None = None
     # What the networks say.
     restored: np.ndarray = field(default_factory=_no_picture)
     render: np.ndarray = field(default_factory=_no_picture)
@@ -71,6 +74,7 @@ class RestoredFace:
     mask: np.ndarray | None = None
     coefficients: np.ndarray = field(default_factory=_no_picture)
     landmarks: np.ndarray = field(default_factory=_no_picture)
+    failed: bool = False
 
 
 @dataclass
@@ -79,11 +83,13 @@ class RestoreResult:
 
     Attributes:
         untouched: how many faces were found that the mask does not touch, and that are therefore not among ``faces``.
+        failed: faces that stay as they were, because a network made NaN or infinity of them; not among ``faces``.
     """
 
     image: np.ndarray
     faces: list[RestoredFace]
     untouched: int = 0
+    failed: list[RestoredFace] = field(default_factory=list)
 
 
 @dataclass
@@ -92,14 +98,13 @@ class PreparedPhoto:
 
     Attributes:
         bgr: the photo. faces: largest first; what the networks say is not in them yet.
-        aligned: whether the photo is one aligned face. grey: whether it is black and white.
-        hole: (H, W) bool, what is to be filled; None for a restoration. untouched: faces that it leaves alone.
+        aligned: whether the photo is one aligned face. hole: (H, W) bool, what is to be
+            filled; None for a restoration. untouched: faces that it leaves alone.
     """
 
     bgr: np.ndarray
     faces: list[RestoredFace] = field(default_factory=list)
     aligned: bool = False
-    grey: bool = False
     hole: np.ndarray | None = None
     untouched: int = 0
 
@@ -125,7 +130,7 @@ class FaceRestorer:
         task: what the weights were trained for: "restore", or "inpaint", that is to fill holes.
         precision: "fp32", "bf16", "fp16" (CUDA only) or "auto", which is what the device multiplies in hardware; see
             :func:`.choose_precision`. A network without ``for_inference`` keeps its own. On the demonstration's
-            face bf16 and fp32 differ by at most 2 of 255 grey levels (PSNR 54 dB; 64 dB in the photo).
+            face bf16 and fp32 differ by at most 2 of 255 grey levels (PSNR 54 dB; 64 dB in the photo). "fp32" is the prior's too.
         fidelity: from 0, the restoration as it is, to 1, the photo as it is: how much of each face is taken back to the photo,
             large forms first (:func:`sgpn_model.restore.fidelity.blend`), and that part of what the photo shows finer than the
             network's pixels. "auto" is 0 for what the network's pixels can show, and keeps finer detail without the photo's
@@ -153,7 +158,7 @@ class FaceRestorer:
             self.network: Any = given.for_inference(precision) if ready else given.to(memory_format=torch.channels_last)
         except ValueError as error:
             raise OptionError(str(error)) from error
-        self.prior = prior.eval().to(self.device).for_inference()
+        self.prior = prior.eval().to(self.device).for_inference("fp32" if precision == "fp32" else "auto")
         self.template = template
         self.detector = detector
         self.task = task
@@ -204,7 +209,7 @@ class FaceRestorer:
                 "this FaceRestorer was built from networks, of which it keeps only what inference needs, so it cannot be "
                 "pickled: save them as a checkpoint, and build it with FaceRestorer.from_pretrained"
             )
-        return partial(type(self).from_pretrained, **self._recipe, fidelity=self.fidelity), ()
+        return functools.partial(type(self).from_pretrained, **self._recipe, fidelity=self.fidelity), ()
 
     def __repr__(self) -> str:
         parts = {
@@ -328,7 +333,10 @@ class FaceRestorer:
                 face.hole = (resize(levels, size) if aligned else warp(levels, face.matrix, size, border)) > 0
                 face.crop = fill_hole(face.crop, face.hole)
         faces = [face for face in found if face.hole is None or face.hole.any()]
-        return PreparedPhoto(bgr, faces, aligned, bool(faces) and is_grey(seen), hole, len(found) - len(faces))
+        if not self.as_released:
+            for face in faces:
+                face.tone = tone_of(face.crop, None if face.hole is None else ~face.hole)
+        return PreparedPhoto(bgr, faces, aligned, hole, len(found) - len(faces))
 
     def _cut_out(self, bgr: np.ndarray, only_largest: bool, places: np.ndarray | None) -> list[RestoredFace]:
         detections = [] if places is not None else self.detector.detect(bgr)[: 1 if only_largest else None]
@@ -367,13 +375,35 @@ class FaceRestorer:
         return RestoredFace(crop, points5[0], matrix, found[0])
 
     def run(self, faces: Sequence[RestoredFace]) -> None:
-        """Lets the networks restore faces, of one photo or several; fills in what they say."""
+        """Lets the networks restore faces, of one photo or several; fills in what they say.
+
+        A face of which a network makes NaN or infinity is tried again in fp32 where that was half precision; if that does
+        not help, ``failed`` is set.
+        """
         for start in range(0, len(faces), BATCH_SIZE):
-            self._restore_batch(faces[start : start + BATCH_SIZE])
+            failed = self._restore_batch(faces[start : start + BATCH_SIZE])
+            if failed and self._in_full_precision is not None:
+                self._in_full_precision._restore_batch(failed)
+
+    @functools.cached_property
+    def _in_full_precision(self) -> "FaceRestorer | None":
+        """The same networks in fp32; None where these are, or where the weights are not at hand."""
+        networks = self.network, self.prior.regressor
+        if self._recipe is None or all(getattr(network, "precision", "fp32") == "fp32" for network in networks):
+            return None
+        network, prior, template = build_networks(load_checkpoint(find_weights(self._recipe["weights"])))
+        return FaceRestorer(network, prior, template, self.detector, self.device, self.task, "fp32")
 
     @torch.inference_mode()
-    def _restore_batch(self, faces: Sequence[RestoredFace]) -> None:
-        crops = torch.stack([to_tensor(face.crop) for face in faces]).to(self.device, memory_format=torch.channels_last)
+    def _restore_batch(self, faces: Sequence[RestoredFace]) -> list[RestoredFace]:
+        """Fills in what the networks say; returns the faces of which some number is not finite."""
+        photos = torch.stack([to_tensor(face.crop) for face in faces]).to(
+            self.device, memory_format=torch.channels_last
+        )
+        crops = photos.clone()
+        tones = {number: face.tone for number, face in enumerate(faces) if face.tone is not None}
+        for number in tones:
+            crops[number] = to_tensor(to_grey(faces[number].crop))
         points = torch.tensor(np.stack([face.points5 for face in faces]), dtype=torch.float32, device=self.device)
         shape = self.prior(crops, points)
         if hasattr(self.network, "with_mask_picture"):
@@ -382,33 +412,37 @@ class FaceRestorer:
             images, masks = self.network(crops, shape.render, shape.coeffs, return_masks=True)
             by_scale = mask_pictures(masks)
             pictures = by_scale[max(by_scale)] if by_scale else None
+        sound = torch.stack([part.isfinite().flatten(1).all(1) for part in (images, shape.coeffs, shape.render)]).all(0)
+        images = torch.where(sound[:, None, None, None], images.float(), photos)
+        for number, tone in tones.items():
+            images[number] = to_tensor(toned(to_images(images[number : number + 1])[0], tone))
         results = zip(
-            to_images(shape.render),
-            to_grey_images(shape.mask, self.size),
-            [None] * len(faces) if pictures is None else to_grey_images(pictures, self.size),
+            sound.tolist(),
+            to_images(shape.render.nan_to_num()),
+            to_grey_images(shape.mask.nan_to_num(), self.size),
+            [None] * len(faces) if pictures is None else to_grey_images(pictures.nan_to_num(), self.size),
             shape.coeffs.float().cpu().numpy(),
             shape.landmarks.float().cpu().numpy(),
             strict=True,
         )
-        for face, (render, render_mask, mask, coefficients, landmarks) in zip(faces, results, strict=True):
+        for face, (finite, render, render_mask, mask, coefficients, landmarks) in zip(faces, results, strict=True):
+            face.failed = not finite
             face.render, face.render_mask, face.mask = render, render_mask, mask
             face.coefficients, face.landmarks = coefficients, landmarks
         for fidelity in {face.fidelity for face in faces}:
             group = [number for number, face in enumerate(faces) if face.fidelity == fidelity]
-            wanted = blend(images[group], crops[group], 0 if fidelity == "auto" else float(fidelity))
+            wanted = blend(images[group], photos[group], 0 if fidelity == "auto" else float(fidelity))
             for number, picture in zip(group, to_images(wanted), strict=True):
                 faces[number].restored = picture
+        return [face for face in faces if face.failed]
 
     def finish(self, photo: PreparedPhoto, in_place: bool = False) -> RestoreResult:
-        """The photo with its restored faces in place; of a black-and-white photo they are made so too.
+        """The photo with its restored faces in place.
 
         Args:
             in_place: the photo's array may be changed and returned, which saves the memory of a copy.
         """
-        bgr, faces = photo.bgr, photo.faces
-        if photo.grey and not self.as_released:
-            for face in faces:
-                face.restored = to_grey(face.restored)
+        bgr, faces = photo.bgr, [face for face in photo.faces if not face.failed]
         if photo.hole is not None and faces:
             filling = resize(match_hole(faces[0]), bgr.shape[1::-1]) if photo.aligned else paste_faces(bgr, faces)
             image = blend_hole(bgr, filling, photo.hole)
@@ -420,7 +454,7 @@ class FaceRestorer:
                 paste_faces(image, faces, in_place=True)
             for face in faces if self.as_released else ():
                 released_protocol.paste_back(image, face.restored, face.crop, face.matrix, in_place=True)
-        return RestoreResult(image, faces, photo.untouched)
+        return RestoreResult(image, faces, photo.untouched, [face for face in photo.faces if face.failed])
 
 
 def _checked_points(points5: np.ndarray, aligned: bool) -> np.ndarray:

@@ -16,7 +16,6 @@ from sgpn_data import alignment as al
 from sgpn_data import pasting as module
 from sgpn_data.alignment import align_face, template_points, transform_points
 from sgpn_data.pasting import blend_hole, feather_mask, fill_hole, match_seam, ownership, paste_face, paste_faces
-from sgpn_data.photos import GREY_TOLERANCE, is_grey
 
 
 @dataclass
@@ -128,16 +127,6 @@ def test_the_photos_size_does_not_matter():
             times.append(2 * middle - start - time.perf_counter())
         costs.append(np.median(times))
     assert costs[1] < 4 * costs[0] + 0.03
-
-
-def test_grey_is_the_mean_spread_of_the_channels():
-    rng = np.random.default_rng(5)
-    for spread in (0, 1, 3, 6, 40):
-        photo = np.clip(rng.integers(60, 200, (50, 70, 1)) + rng.integers(0, spread + 1, (50, 70, 3)), 0, 255).astype(
-            np.uint8
-        )
-        expected = np.mean([int(pixel.max()) - int(pixel.min()) for pixel in photo.reshape(-1, 3)]) < GREY_TOLERANCE
-        assert is_grey(photo) == expected
 
 
 class TestPaste:

@@ -173,6 +173,27 @@ def test_a_broken_photo_does_not_stop_the_others(run, tmp_path, face, capsys):
     assert "b.jpg" in captured.err and "1 failed" in captured.out
 
 
+def test_a_face_that_a_network_fails_on_is_named_and_counted(run, face, capsys, monkeypatch):
+    """Two photos; of the brighter one the prior makes NaN."""
+    from sgpn_arch.face3d.shape_prior import ShapePrior
+
+    write_picture("album/a.png", face // 2)
+    write_picture("album/b.png", np.clip(face * 1.5, 0, 255).astype(np.uint8))
+    plain = ShapePrior.coefficients
+
+    def spoilt(prior, crop, transform):
+        coefficients = plain(prior, crop, transform)
+        coefficients[crop.mean((1, 2, 3)) > 0] = float("nan")
+        return coefficients
+
+    monkeypatch.setattr(ShapePrior, "coefficients", spoilt)
+    assert run("album") == 1
+    captured = capsys.readouterr()
+    assert re.search(r"error: album/b\.png: the face around \(1\d\d, 1?\d\d\) stays as it was", captured.err)
+    assert "a.png" not in captured.err and "restored 1 face in 1 photo; 1 face failed" in captured.out
+    assert np.array_equal(read_photo("results/b.png").bgr, read_photo("album/b.png").bgr)
+
+
 def test_photos_of_one_name_stay_apart(run, tmp_path, face):
     (tmp_path / "x").mkdir()
     (tmp_path / "y").mkdir()

