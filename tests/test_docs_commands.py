@@ -81,7 +81,7 @@ RULES = [
         "",
     ),
     (r"judge_levels", [*TINY, "--set", "metrics=[psnr]", "judge=tiny.safetensors"], ""),
-    (r"judge_fidelity", ["--cases", "noise 15", "--every", "99"], ""),
+    (r"judge_fidelity", ["--cases", "noise 15", "--every", "99", *TINY], ""),
     (r"draw_model_card", ["-o", ".", *TINY], ""),
     (r"measure_dataset", ["--images", "2", "--repeats", "1", "--workers", "1"], ""),
     (r"make_lmdb", [], ""),
