@@ -97,7 +97,7 @@ class Kills:
 
     def attempt(self, rng: np.random.Generator, case: Path) -> tuple[str, str | None]:
         """Kills a command once or twice in the empty folder ``case``; what was tried, and what is wrong, if anything."""
-        what = str(rng.choice(list(self.commands)))
+        what = str(rng.choice(list(self.commands), p=[0.2, 0.2, 0.25, 0.1, 0.25]))
         command = self.commands[what](case / "out")
         for _ in range(rng.integers(1, 3)):
             _forked(lambda: cli.main(command), case / "log", float(rng.uniform(0, 1.05)) * self.seconds[what])
@@ -112,13 +112,13 @@ class Kills:
         if code != 0 or "Traceback" in told:
             return f"kill -9 {what}", f"the next run ends with {code}: {told[-900:]}"
         found = dict(_contents(case / "out"))
-        hidden = [name for name in found if Path(name).name.startswith(".")]
+        hidden = [name for name in found if _is_hidden(name)]
         wrong = f"leaves {hidden}" if hidden else self._different(what, found)
         return f"kill -9 {what}", wrong and f"after the next run: {wrong}"
 
     def _incomplete(self, what: str, out: Path) -> str | None:
         for name, content in _contents(out):
-            if Path(name).name.startswith(".") or "log" in Path(name).parts or name.endswith(".yml"):
+            if _is_hidden(name) or "log" in Path(name).parts or name.endswith(".yml"):
                 continue  # the copy of the options says where this experiment lies
             whole = self.whole[what].get(name)
             if not name.endswith((".state", ".safetensors")) and content != whole:
@@ -149,6 +149,10 @@ def _contents(folder: Path) -> Iterator[tuple[str, bytes]]:
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             yield str(path.relative_to(folder)), path.read_bytes()
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in Path(name).parts)
 
 
 def _newest(out: Path) -> int:

@@ -30,7 +30,7 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 FACE_SIDE = 64  # a photo of at least so many pixels gets a face, in its upper left part
 # Of the whole picture's mean and greatest difference, in grey levels: what decoders of one lossy file may differ by.
-LOSSLESS, LOSSY = (0.51, 1), (2.0, 255)
+LOSSLESS, LOSSY = (0.51, 1), (4.0, 255)
 
 
 @dataclass
@@ -385,14 +385,15 @@ class Photos:
             others = decoded_by_others(data, made.suffix)
             if made.suffix in (".tif", ".tiff") and (len(others) < 2 or far(*others[:2], (8.0, 255))):
                 return None
-            # What a damaged file holds, decoders need not agree on (of JPEG 2000, hardly any two do); one that reads the
-            # picture as it was is right, too.
+            # What a damaged file holds, decoders need not agree on (of JPEG 2000 and of BMP's header, hardly any two do);
+            # one that reads the picture as it was is right, too.
+            unclear = made.suffix == ".jp2" or (made.suffix == ".bmp" and data[:54] != made.data[:54])
             known = [] if made.bgr is None else [made.bgr]
             turned = [turn(each) for each in [*others, *known] for turn in STORED.values()]
             same = [each for each in turned if each.shape == result.shape[:2] + (3,)]
             where = untouched(result)
             off = [np.abs(result[where, :3].astype(int) - one[where]).mean() for one in same]
-            if over_white or not others or made.suffix == ".jp2" or min(off, default=255) < 8:
+            if over_white or not others or unclear or min(off, default=255) < 8:
                 return None
             return f"reads another picture than OpenCV and tifffile: {min(off, default='other shapes')}"
         if made.bgr is None or over_white:
