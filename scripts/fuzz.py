@@ -174,9 +174,12 @@ def watch(asked: argparse.Namespace) -> int:
         def run(worker: Worker) -> None:
             while True:
                 try:
-                    answer = worker.attempt(numbers.get_nowait(), limit)
+                    number = numbers.get_nowait()
                 except queue.Empty:
                     return worker.stop()
+                if time.monotonic() - began > 60 * asked.minutes:
+                    return worker.stop()
+                answer = worker.attempt(number, limit)
                 with lock:
                     tried[answer["what"]] += 1
                     failed[answer["what"]] += bool(answer["wrong"])
@@ -191,7 +194,7 @@ def watch(asked: argparse.Namespace) -> int:
         for thread in threads:
             thread.join()
     minutes = (time.monotonic() - began) / 60
-    command = f"python scripts/fuzz.py {asked.area} --seed {asked.seed} --count {count}"
+    command = f"python scripts/fuzz.py {asked.area} --seed {asked.seed} --count {sum(tried.values())}"
     summary = {"commit": commit(), "command": command, "minutes": round(minutes, 1), "tried": tried, "failed": failed}
     if asked.only is None:
         (asked.output / f"{asked.area}.json").write_text(json.dumps(summary, indent=1))
@@ -223,6 +226,7 @@ def main() -> int:
     add("--seed", type=int, default=1)
     add("--count", type=int, help="cases (default: the area's own number)")
     add("--only", type=int, metavar="NUMBER", help="only this case")
+    add("--minutes", type=float, default=1e9, help="begin no case after so many minutes (default: no limit)")
     add("--jobs", type=int, default=1, help="processes at once (default: 1)")
     add("--megabytes", type=int, default=6000, help="memory that a process may take (default: 6000)")
     add("-o", "--output", type=Path, default=Path("experiments/fuzz"), metavar="OUT", help="folder of what was found")

@@ -26,7 +26,7 @@ def process_settings():
     ("area", "count"),
     [
         (Photos, 250),
-        (OptionFiles, 50),
+        (OptionFiles, 40),
         pytest.param(Checkpoints, 20, marks=pytest.mark.xfail(reason="training states with a step that is no number")),
         (Folders, 8),
     ],
