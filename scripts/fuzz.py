@@ -41,7 +41,7 @@ PAGE = """# Reliability
 
 What happens to odd, damaged and very large inputs, and after a crash. `scripts/fuzz.py` tries random inputs and counts what a
 user could rightly complain about: a traceback, an error that names neither file nor key, more than 20 seconds, half a file
-under a real name, a picture other than the right one. This page is its output, from commit {commit}:
+under a real name, a picture other than the right one. This page is its output:
 
 ```
 {commands}
@@ -195,7 +195,14 @@ def watch(asked: argparse.Namespace) -> int:
             thread.join()
     minutes = (time.monotonic() - began) / 60
     command = f"python scripts/fuzz.py {asked.area} --seed {asked.seed} --count {sum(tried.values())}"
-    summary = {"commit": commit(), "command": command, "minutes": round(minutes, 1), "tried": tried, "failed": failed}
+    summary = {
+        "area": asked.area,
+        "commit": commit(),
+        "command": command,
+        "minutes": round(minutes, 1),
+        "tried": tried,
+        "failed": failed,
+    }
     if asked.only is None:
         (asked.output / f"{asked.area}.json").write_text(json.dumps(summary, indent=1))
     print(f"{asked.area}: {sum(tried.values())} tried, {sum(failed.values())} failed, {minutes:.1f} minutes")
@@ -214,8 +221,11 @@ def page(folder: Path) -> str:
     rows = []
     for run in runs:
         rows += [f"| {what} | {count:,} | {run['failed'][what]} |" for what, count in sorted(run["tried"].items())]
-    commands = "\n".join(f"{run['command']}  # {run['minutes']} minutes" for run in runs)
-    return PAGE.format(commit=", ".join({run["commit"]: 0 for run in runs}), commands=commands, rows="\n".join(rows))
+        rows.append(
+            f"| **{run['area']}: all** | **{sum(run['tried'].values()):,}** | **{sum(run['failed'].values())}** |"
+        )
+    commands = "\n".join(f"{run['command']}  # {run['minutes']} minutes, commit {run['commit']}" for run in runs)
+    return PAGE.format(commands=commands, rows="\n".join(rows))
 
 
 def main() -> int:

@@ -87,6 +87,7 @@ RULES = [
     (r"make_lmdb", [], ""),
     (r"draw_morphable_model\.py$", ["--size", "16", "--output", "model.png"], ""),
     (r"build_open_morphable|convert_ict|draw_morphable_model.*ict", PARSE, "data of MakeHuman or ICT-FaceKit"),
+    (r"scripts/fuzz\.py", PARSE, "minutes; tests/fuzz tries a few cases"),
     (r"train_(open|timed)\.sh", PARSE, "hours; a test below parses what it calls"),
 ]
 # What a page leaves to its reader to fill in.

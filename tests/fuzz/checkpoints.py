@@ -80,7 +80,10 @@ class Checkpoints:
         suffix = whole.suffix if rng.random() < 0.95 else str(rng.choice([".pth", ".safetensors", ".mat", ".npz"]))
         tried = case / f"{whole.stem}{suffix}"
         tried.write_bytes(spoilt)
-        kind = f"{whole.suffix[1:]}, {'bytes' if blind else 'content'}"
+        named = {".state": "training states", ".mat": "Basel models (.mat)"}.get(
+            whole.suffix, f"weights ({whole.suffix})"
+        )
+        kind = f"{named}, {'bytes' if blind else 'content'} changed"
         for arguments in self._commands(tried, whole, case):
             with patch.object(Loop, "run", one_step(Loop.run)):
                 said = run(*arguments)

@@ -67,14 +67,14 @@ class OptionFiles:
         said = run("options", "check", path, "--no-files")
         wrong = fault(said, "options.yml", "sgpn: error")
         if wrong or said.code:
-            return "refused by the check", wrong
+            return "option files that the check refuses", wrong
         if "model_type" not in self.files[name]:
-            return "passed by the check", None
+            return "option files of tests that the check passes", None
         device = ["--device", "cpu"] if rng.random() < 0.9 else []
         experiments = f"path.experiments_root={case / 'experiments'}"
         with patch.object(Loop, "run", one_step(Loop.run)):
             said = run("train", path, "--data", self.faces, *device, "--set", experiments)
-        kind = f"passed by the check, {'does not start' if said.code else 'starts'}"
+        kind = f"option files that the check passes and that {'say why they do not train' if said.code else 'train'}"
         wrong = fault(said, "options.yml", "sgpn: error")
         strays = [each.name for each in case.iterdir() if each.name not in ("options.yml", "experiments")]
         return kind, wrong or (strays and f"writes {strays} outside of its experiments" or None)

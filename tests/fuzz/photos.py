@@ -321,6 +321,12 @@ def untouched(bgr: np.ndarray, aligned: bool = False) -> np.ndarray:
 # Trying
 
 
+USES = {
+    "photo": "photos", "mask": "masks (`--mask`)", "aligned": "aligned faces (`--aligned`)",
+    "portrait": "portraits, with the weights that ship",
+}  # fmt: skip
+
+
 class Photos:
     """``sgpn restore`` of one random photo after another; portraits are restored with the weights that ship."""
 
@@ -356,7 +362,7 @@ class Photos:
             FaceRestorer, "from_pretrained", lambda **_: self.shipped if use == "portrait" else self.restorer
         ):
             said = run("restore", *arguments)
-        what = f"{'damaged' if spoilt else 'whole'} {use}"
+        what = f"{USES[use]}, {'damaged' if spoilt else 'whole'}"
         wrong = fault(said, f"{tried.stem}.", f"{Path(arguments[0]).stem}.")
         if wrong is None and list((case / "out").glob(".*")):
             wrong = f"leaves {[path.name for path in (case / 'out').glob('.*')]}"
