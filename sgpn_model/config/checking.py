@@ -28,6 +28,7 @@ from sgpn_model.config.registries import fill_registries
 from sgpn_model.config.sections import Dataset, Network, TestingFile, TrainingFile
 
 SETS = ("train", "val", "test")
+MAX_WEIGHTS = 5_000_000_000  # 20 GB; all networks of the paper together have a fortieth of that
 NETWORKS = ("network_g", "network_d", "network_shape")
 
 
@@ -217,11 +218,17 @@ def dry_network(options: Mapping, name: str, stage: Any) -> nn.Module | None:
         raise OptionError(f"{name}: this section is missing; {stage.__name__} needs {', '.join(stage.NETWORKS)}")
     try:
         with torch.device("meta"), _Uninitialised():
-            return build_network(section)
+            network = build_network(section)
     except ValueError as error:
         raise OptionError(f"{_blamed(section, name, str(error))}: {error}") from error
-    except (NotImplementedError, RuntimeError, TypeError):
+    except (NotImplementedError, RuntimeError, TypeError, OverflowError) as error:
+        if "overflow" in str(error).lower() or isinstance(error, OverflowError):  # more numbers than can be counted
+            raise OptionError(f"{name}: is too large to be built; lower its widths") from error
         return None
+    count = sum(parameter.numel() for parameter in network.parameters())
+    if count > MAX_WEIGHTS:
+        raise OptionError(f"{name}: would have {count:.3g} weights, more than {MAX_WEIGHTS:.0e}; lower its widths")
+    return network
 
 
 class _Uninitialised(TorchFunctionMode):
