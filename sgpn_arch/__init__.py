@@ -3,11 +3,14 @@
 Importing this package imports no PyTorch; the first network that is asked for does.
 """
 
+import contextlib
+import contextvars
 import functools
 import importlib
 import inspect
+import os
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from sgpn_arch.errors import nearest
@@ -18,6 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["build_network", "complete_options", "find_arch", "load_plugins", "register_archs"]
 
 PLUGIN_GROUP = "sgpn.plugins"
+# Names of other packages' networks that files may build, separated by commas.
+ALLOWED = "SGPN_ALLOW_ARCHS"
+# What the file names whose network is being built.
+_named_by_file: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar("named_by_file", default=frozenset())
 
 
 class UnknownArch(ValueError):
@@ -26,6 +33,16 @@ class UnknownArch(ValueError):
     def __init__(self, name: str, known: Iterable[str]):
         super().__init__(f"no network is registered as {name!r}{nearest(name, known)}")
         self.name = name
+
+
+class ForeignArch(ValueError):
+    """A file names a network of a package that is no plugin of this library."""
+
+    def __init__(self, name: str, package: str):
+        super().__init__(
+            f"{name!r} is a network of {package}, which is no plugin of sgpn: it may read files or download what its arguments "
+            f"say, so a file of weights does not build it unasked; if you trust the file, set {ALLOWED}={name}"
+        )
 
 
 def build_network(opt: Mapping) -> "nn.Module":
@@ -61,6 +78,7 @@ def find_arch(name: str):
 
     Raises:
         UnknownArch: nothing is; the message names the nearest name that is.
+        ForeignArch: a file names it that may not, see :func:`described_by_file`.
     """
     from sgpn_arch.registry import ARCH_REGISTRY, load_basicsr
 
@@ -70,7 +88,35 @@ def find_arch(name: str):
         load_basicsr()
     if name not in ARCH_REGISTRY:
         raise UnknownArch(name, ARCH_REGISTRY.keys())
-    return ARCH_REGISTRY.get(name)
+    found = ARCH_REGISTRY.get(name)
+    if name in _named_by_file.get() and name not in os.environ.get(ALLOWED, "").split(","):
+        package = _foreign_package(found.__module__)
+        if package:
+            raise ForeignArch(name, package)
+    return found
+
+
+@contextlib.contextmanager
+def described_by_file(options: Mapping) -> Iterator[None]:
+    """Within it, what ``options`` name must be this library's, a plugin's or this program's own, or be allowed by the user.
+
+    Networks of other packages, BasicSR's above all, are not made for options that a stranger wrote: some open the file that
+    an argument names, and run its code on older versions of PyTorch. Allowed are the names in the environment variable
+    SGPN_ALLOW_ARCHS. What a plugin builds of itself is its own affair.
+    """
+
+    def words(value: object) -> Iterator[str]:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, Mapping | list | tuple):
+            for part in value.values() if isinstance(value, Mapping) else value:
+                yield from words(part)
+
+    token = _named_by_file.set(frozenset(words(options)))
+    try:
+        yield
+    finally:
+        _named_by_file.reset(token)
 
 
 @functools.cache
@@ -106,6 +152,19 @@ def package_of(module: str) -> str | None:
         names = metadata.packages_distributions().get(top)
         found = metadata.distribution(names[0]) if names else None
     return f"{found.name}=={found.version}" if found else None
+
+
+@functools.cache  # reading what is installed takes a while
+def _foreign_package(module: str) -> str | None:
+    """The package that a module belongs to if that is neither this library nor a plugin of it; None also for own programs."""
+    from importlib import metadata
+
+    # BasicSR also where it is used from a folder, without being installed.
+    package = package_of(module) or ("basicsr" if module.partition(".")[0] == "basicsr" else None)
+    if package is None:
+        return None
+    plugins = metadata.entry_points(group=PLUGIN_GROUP)
+    return None if package in {f"{each.dist.name}=={each.dist.version}" for each in plugins if each.dist} else package
 
 
 def register_archs(wanted: str | None = None) -> None:

@@ -70,8 +70,10 @@ class D3DFR(nn.Module):
             ValueError: names the first tensor that is missing, unknown, of a shape that does not fit, or not finite.
         """
         from sgpn_arch.released_names import d3dfr_options, load_d3dfr
+        from sgpn_arch.state_dicts import build_unfilled
 
-        network = cls(**d3dfr_options(state_dict))
+        options = d3dfr_options(state_dict)
+        network = build_unfilled(state_dict, lambda: cls(**options))
         load_d3dfr(network, state_dict)
         return network.eval()
 

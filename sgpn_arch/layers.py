@@ -39,7 +39,8 @@ def channels_at(resolution: int, width: float, max_channels: int) -> int:
         raise ValueError(f"width is {width!r}; it must be greater than 0 (1 is the released network's)")
     if max_channels < 8:
         raise ValueError(f"max_channels is {max_channels!r}; it must be at least 8")
-    return max(8, min(max_channels, round(32768 * width / resolution)))
+    wanted = 32768 * width / resolution  # infinite for the widest
+    return max_channels if wanted >= max_channels else max(8, round(wanted))
 
 
 def check_image(name: str, image: torch.Tensor, size: int) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sgpn_arch.errors import shown
 from sgpn_arch.ops import fir_kernel
 from sgpn_arch.state_dicts import check_fit
 
@@ -156,14 +157,21 @@ def _check_kernel(name: str, value: Tensor) -> None:
 def _shape(state: Mapping[str, Tensor], name: str, dimensions: int) -> torch.Size:
     if name not in state:
         raise ValueError(f"'{name}' is missing")
-    if state[name].ndim != dimensions:
-        raise ValueError(f"'{name}' has shape {tuple(state[name].shape)}, expected {dimensions} dimensions")
+    if state[name].ndim != dimensions or not state[name].numel():
+        raise ValueError(
+            f"'{name}' has shape {tuple(state[name].shape)}, expected {dimensions} dimensions of at least 1"
+        )
     return state[name].shape
 
 
 def _count(state: Mapping[str, Tensor], pattern: str, first: int) -> int:
     numbers = [int(match[1]) for match in (re.fullmatch(pattern, name) for name in state) if match]
-    return max(numbers, default=first - 1) + 1 - first
+    count = max(numbers, default=first - 1) + 1 - first
+    if count > len(state):
+        raise ValueError(
+            f"a tensor is called as if there were {shown(count)} layers, but there are {len(state)} tensors"
+        )
+    return count
 
 
 def _tensors(state: Mapping) -> dict[str, Tensor]:

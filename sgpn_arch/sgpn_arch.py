@@ -84,8 +84,10 @@ class SGPN(nn.Module):
             ValueError: names the first tensor that is missing, unknown, of a shape that does not fit, or not finite.
         """
         from sgpn_arch.released_names import load_sgpn, sgpn_options
+        from sgpn_arch.state_dicts import build_unfilled
 
-        network = cls(**sgpn_options(state_dict))
+        options = sgpn_options(state_dict)
+        network = build_unfilled(state_dict, lambda: cls(**options))
         load_sgpn(network, state_dict)
         return network.eval()
 

@@ -75,43 +75,75 @@ class MorphableModel(nn.Module):
         super().__init__()
         self.name = name
         self.face_normals = face_normals
+        given = dict(
+            shape_mean=shape_mean, tex_mean=tex_mean, id_basis=id_basis, exp_basis=exp_basis, tex_basis=tex_basis
+        )
+        if reference5 is not None:
+            given["reference5"] = reference5
+        self._check(given, {"triangles": triangles, "landmarks": landmarks})
         # Recentred, the mean's last digits depend on the machine; files and fingerprints must not.
         self._given = {"shape_mean": shape_mean.float(), "reference5": reference5}
         # The mesh is recentred by the mean shape's centroid, so rotation turns the head about itself.
         self.register_buffer("shape_mean", shape_mean.float() - shape_mean.float().mean(0), persistent=False)
-        for key, value in (("id_basis", id_basis), ("exp_basis", exp_basis), ("tex_basis", tex_basis)):
-            self.register_buffer(key, value.float(), persistent=False)
-        self.register_buffer("tex_mean", tex_mean.float(), persistent=False)
+        for key in ("tex_mean", *BASES):
+            self.register_buffer(key, given[key].float(), persistent=False)
         self.register_buffer("triangles", triangles.long(), persistent=False)
         self.register_buffer("landmarks", landmarks.long(), persistent=False)
-        self._check()
         if reference5 is None:
             reference5 = five_points(self.shape_mean[self.landmarks])
         self.register_buffer("reference5", reference5.float(), persistent=False)
-        if self.reference5.shape != (5, 3):
-            raise ValueError(
-                f"morphable model '{name}': reference5 has shape {tuple(reference5.shape)}, expected (5, 3)"
-            )
 
-    def _check(self) -> None:
-        vertices = self.shape_mean.shape[0]
+    def _check(self, values: Mapping[str, Tensor], indices: Mapping[str, Tensor]) -> None:
+        """Types, shapes, ranges and finiteness of what the model is made of."""
+
+        def wrong(what: str) -> ValueError:
+            return ValueError(f"morphable model '{self.name}': {what}")
+
         if self.face_normals not in FACE_NORMALS:
-            raise ValueError(
-                f"morphable model '{self.name}': face_normals is {self.face_normals!r}; it may be {' or '.join(FACE_NORMALS)}"
-            )
-        if self.landmarks.shape != (68,):
-            raise ValueError(f"morphable model '{self.name}': {self.landmarks.numel()} landmarks, expected 68")
-        if self.tex_mean.shape != self.shape_mean.shape:
-            shapes = f"{tuple(self.tex_mean.shape)}, shape_mean {tuple(self.shape_mean.shape)}"
-            raise ValueError(f"morphable model '{self.name}': tex_mean has shape {shapes}; they must be equal")
+            raise wrong(f"face_normals is {self.face_normals!r}; it may be {' or '.join(FACE_NORMALS)}")
+        mean = values["shape_mean"]
+        if mean.ndim != 2 or mean.shape[1] != 3 or not len(mean):
+            raise wrong(f"shape_mean has shape {tuple(mean.shape)}, expected (vertices, 3)")
+        if values["tex_mean"].shape != mean.shape:
+            shapes = f"{tuple(values['tex_mean'].shape)}, shape_mean {tuple(mean.shape)}"
+            raise wrong(f"tex_mean has shape {shapes}; they must be equal")
         for key in BASES:
-            shape = tuple(getattr(self, key).shape)
-            if len(shape) != 3 or shape[1:] != (vertices, 3):
-                raise ValueError(f"morphable model '{self.name}': {key} has shape {shape}, expected (*, {vertices}, 3)")
-        for key in ("triangles", "landmarks"):
-            index = getattr(self, key)
-            if index.min() < 0 or index.max() >= vertices:
-                raise ValueError(f"morphable model '{self.name}': {key} points outside its {vertices} vertices")
+            shape = tuple(values[key].shape)
+            if len(shape) != 3 or shape[1:] != tuple(mean.shape):
+                raise wrong(f"{key} has shape {shape}, expected (*, {len(mean)}, 3)")
+        if "reference5" in values and values["reference5"].shape != (5, 3):
+            raise wrong(f"reference5 has shape {tuple(values['reference5'].shape)}, expected (5, 3)")
+        for key, value in values.items():
+            if value.is_complex() or not torch.isfinite(value.float()).all():
+                raise wrong(f"{key} holds NaN, infinity or complex numbers")
+        if indices["landmarks"].shape != (68,):
+            raise wrong(f"{indices['landmarks'].numel()} landmarks, expected 68")
+        triangles = tuple(indices["triangles"].shape)
+        if len(triangles) != 2 or triangles[1] != 3 or not triangles[0]:
+            raise wrong(f"triangles has shape {triangles}, expected (triangles, 3)")
+        for key, index in indices.items():
+            if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+                raise wrong(f"{key} are {index.dtype}, expected whole numbers")
+            if index.long().min() < 0 or index.long().max() >= len(mean):
+                raise wrong(f"{key} points outside its {len(mean)} vertices")
+
+    def faults(self) -> list[str]:
+        """What is wrong with the mean face though the parts fit together; a mesh that is no face can still be drawn."""
+        corners = self.shape_mean[self.triangles].double()
+        sides = corners[:, 1:] - corners[:, :1]
+        # Beside the square of the longest side, so that the unit does not matter.
+        area, longest = torch.linalg.cross(sides[:, 0], sides[:, 1]).norm(dim=1), sides.square().sum(2).amax(1)
+        flat = (area <= 1e-6 * longest).nonzero().flatten().tolist()
+        found = (
+            [f"has {len(flat)} triangles without area in its mean shape, the first is number {flat[0]}"] if flat else []
+        )
+        eye_left, eye_right, nose, mouth_left, mouth_right = five_points(self.shape_mean[self.landmarks])
+        upright = min(eye_left[1], eye_right[1]) > nose[1] > max(mouth_left[1], mouth_right[1])
+        if not (eye_left[0] < nose[0] < eye_right[0] and mouth_left[0] < mouth_right[0] and upright):
+            found.append(
+                "has landmarks that are no face: eyes, nose and mouth are not where they should be in the mean shape"
+            )
+        return found
 
     @classmethod
     def load(cls, path: str | Path) -> "MorphableModel":
@@ -137,6 +169,8 @@ class MorphableModel(nn.Module):
         for key in BASES:
             scale = tensors.pop(f"{key}_scale", None)
             if scale is not None:
+                if tensors[key].shape[:1] != (scale.numel(),):
+                    raise ValueError(f"{path}: {key} has shape {tuple(tensors[key].shape)}, but {scale.numel()} scales")
                 tensors[key] = tensors[key].float() * scale.float().view(-1, 1, 1)
         return cls(
             **{key: tensors[key] for key in TENSORS},
@@ -175,7 +209,7 @@ class MorphableModel(nn.Module):
         Raises:
             FileNotFoundError: there is nothing. ValueError: what there is, is none; the message says which form was tried.
         """
-        path = Path(path)
+        path = Path(path).expanduser()
         return cls.from_bfm(path) if path.suffix == ".mat" or path.is_dir() else cls.load(path)
 
     @classmethod

@@ -1,23 +1,51 @@
 """What a training run leaves on disk: checkpoints and training states, rotated, and which of them a run goes on from."""
 
 import contextlib
+import copy
 import logging
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from sgpn_arch.errors import UserError
+from sgpn_arch.errors import OptionError, UserError
 from sgpn_arch.files import write_atomically
+from sgpn_arch.ranges import Whole
+from sgpn_arch.schema import Options
+from sgpn_arch.state_dicts import is_finite, tensors_in
 from sgpn_model.train import distributed
 from sgpn_model.train.training_model import TrainingModel
-from sgpn_model.weights.checkpoint import CheckpointError
+from sgpn_model.weights.checkpoint import CHECKSUM, CheckpointError, digest_of, read_pickle
+from sgpn_model.weights.formats import damage_of
 
 LOGGER = logging.getLogger("sgpn")
 STATES_KEPT = 2  # so that there is one to fall back on if the newest is damaged
+
+
+class TrainingState(Options):
+    """What is in a training state; see :meth:`TrainingModel.training_state`."""
+
+    step: Whole
+    """Steps that were done."""
+    networks: dict[str, dict[str, Any]]
+    """Name -> state dict."""
+    ema: dict[str, dict[str, Any]]
+    """The same of the averages."""
+    optimizers: dict[str, dict[str, Any]]
+    """The same of the optimisers."""
+    extra: dict[str, Any]
+    """What the stage added."""
+    loop: dict[str, Any]
+    """What the loop added."""
+    processes: list[dict[str, Any]]
+    """Random numbers, and the loop's own, of each process."""
+    sha256: str | None = None
+    """The digest of all the rest; states from before there were checksums have none."""
 
 
 class SaveError(UserError, OSError):
@@ -58,7 +86,7 @@ class Saver:
                 model.save(path, step)
             path = self.states / f"{step}.state"
             with self._explained(path, step):
-                write_atomically(path, lambda temporary: torch.save(state, temporary))
+                write_state(path, state)
             self._rotate(step)
 
         distributed.once(write)
@@ -75,7 +103,7 @@ class Saver:
 
     def diverged(self, error: FloatingPointError, step: int) -> Diverged:
         """The error to stop with, which says where things were still good."""
-        good = self.newest_state()
+        good = self._newest_good_state()
         model = good and self.models / f"{self.name}_{good.stem}.safetensors"
         kept = f"the last good checkpoint is {model}, with its state {good}" if good else "none was yet"
         return Diverged(
@@ -124,6 +152,13 @@ class Saver:
         found = _states(self.states)
         return found[max(found)] if found else None
 
+    def _newest_good_state(self) -> Path | None:
+        for _, path in sorted(_states(self.states).items(), reverse=True):
+            with contextlib.suppress(CheckpointError):
+                read_state(path)
+                return path
+        return None
+
     def begin(self, model: TrainingModel, state: str | Path | None, auto_resume: bool) -> int:
         """Loads the state to go on from, if there is one, and returns its step (0: from the start).
 
@@ -141,7 +176,7 @@ class Saver:
             distributed.once(lambda: self._clear(0, archive=True))
             return 0
         # The first process has loaded it too, but its random numbers have gone on since.
-        step = model.load_training_state(path)
+        step = load_state(model, path)
         distributed.once(lambda: self._clear(step, archive=False))
         return step
 
@@ -150,7 +185,7 @@ class Saver:
         errors = []
         for number in sorted(found, reverse=True):
             try:
-                model.load_training_state(found[number])
+                load_state(model, found[number])
             except CheckpointError as error:
                 errors.append(error)
                 continue
@@ -176,6 +211,66 @@ class Saver:
             LOGGER.warning("%s is of a later step than the one to go on from: renamed to %s.unused", path, path.name)
         for left in (*self.models.glob(f".{self.name}_*.safetensors.*"), *self.states.glob(".*.state.*")):
             left.unlink()  # half a file, from a process that was killed while it wrote
+
+
+def write_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Writes a training state with its checksum, atomically.
+
+    Raises:
+        OSError, RuntimeError: it cannot be written.
+    """
+
+    def whole(tensor: Tensor) -> Tensor:
+        return (
+            tensor.contiguous()
+            if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+            else tensor
+        )
+
+    # An expanded tensor claims more numbers than it holds, which is refused when it is read; all others are not copied.
+    state = copy.deepcopy(state, {id(tensor): whole(tensor) for _, tensor in tensors_in(state)})
+    write_atomically(path, lambda temporary: torch.save({**state, CHECKSUM: digest_of(state)}, temporary))
+
+
+def read_state(path: str | Path) -> dict[str, Any]:
+    """Reads a training state, tensors on the CPU. No code of it runs.
+
+    Raises:
+        CheckpointError: it is damaged or was changed, is of another step than its name says, is no training state, or holds
+            NaN or infinity.
+    """
+    path = Path(path).expanduser()
+    state = read_pickle(path)
+    try:
+        told = TrainingState.read(state)
+    except OptionError as error:
+        raise CheckpointError(f"{path}: is no training state: {error}") from error
+    if told.sha256 is None:
+        damage = damage_of(path)  # PyTorch writes checksums, but does not look at them
+        if damage:
+            raise CheckpointError(f"{path}: {damage}")
+    elif told.sha256 != digest_of({key: value for key, value in state.items() if key != CHECKSUM}):
+        raise CheckpointError(f"{path}: is damaged or was changed: its {CHECKSUM} is not that of its content")
+    if path.stem.isdecimal() and int(path.stem) != told.step:
+        raise CheckpointError(f"{path}: is of step {told.step}, not of the one that its name says")
+    for name, tensor in tensors_in({group: state[group] for group in ("networks", "ema", "optimizers")}):
+        if not is_finite(tensor):
+            raise CheckpointError(f"{path}: '{name}' holds NaN or infinity")
+    return state
+
+
+def load_state(model: TrainingModel, path: str | Path) -> int:
+    """Gives a stage the state in a file, and returns its step.
+
+    Raises:
+        CheckpointError: as :func:`read_state`, or it belongs to other options.
+    """
+    state = read_state(path)
+    try:
+        model.load_training_state(state)
+    except Exception as error:  # a stage's own, or PyTorch's, raises whatever does not fit
+        raise CheckpointError(f"{path}: cannot be resumed with these options: {error}") from error
+    return state["step"]
 
 
 def _states(folder: Path) -> dict[int, Path]:

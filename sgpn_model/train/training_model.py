@@ -20,10 +20,17 @@ from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.face3d.shape_prior import Mesh, ShapePrior
 from sgpn_arch.ranges import Amount, Count, Fraction, Whole
 from sgpn_arch.schema import Options
+from sgpn_arch.state_dicts import is_finite, tensors_in
 from sgpn_model.config.checking import training_file
 from sgpn_model.train import distributed
 from sgpn_model.train.optimizers import OptimizerOptions, build_optimizer
-from sgpn_model.weights.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_weights, save_checkpoint
+from sgpn_model.weights.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from sgpn_model.weights.pretrained import find_weights
 
 LOGGER = logging.getLogger("sgpn")
@@ -428,7 +435,7 @@ class TrainingModel:
         """All that a resumed run needs. Every process must call it: each has random numbers of its own.
 
         Raises:
-            FloatingPointError: a weight is not finite; such a state could only fail again.
+            FloatingPointError: a weight, or what an optimiser remembers, is not finite; such a state could only fail again.
         """
         own = {"random": _random_state(self.device), "own": self.process_state}
         state: dict[str, Any] = {
@@ -440,30 +447,20 @@ class TrainingModel:
             "loop": self.loop_state,
             "processes": distributed.everyones(own),
         }
-        for group in ("networks", "ema"):
-            for name, weights in state[group].items():
-                broken = [key for key, value in weights.items() if not torch.isfinite(value).all()]
-                if broken:
-                    raise FloatingPointError(f"{name} ({group}): '{broken[0]}' holds NaN or infinity")
+        for group in ("networks", "ema", "optimizers"):
+            for name, tensor in tensors_in(state[group]):
+                if not is_finite(tensor):
+                    raise FloatingPointError(f"{group}: '{name}' holds NaN or infinity")
         return state
 
-    def load_training_state(self, path: str | Path) -> int:
-        """Reads a :meth:`training_state` that ``torch.save`` wrote, and returns its step.
-
-        Raises:
-            CheckpointError: the file is damaged or belongs to other options.
-        """
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            for group in ("networks", "ema", "optimizers"):
-                for name, part in getattr(self, group).items():
-                    part.load_state_dict(state[group][name])
-            self.load_state_extra(state["extra"])
-            self.loop_state = dict(state["loop"])
-            self._load_own(state["processes"])
-        except Exception as error:
-            raise CheckpointError(f"{path}: cannot be resumed with these options: {error}") from error
-        return state["step"]
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
+        """Takes back a :meth:`training_state`. Where it does not fit, whatever fits least raises, and part of it is loaded."""
+        for group in ("networks", "ema", "optimizers"):
+            for name, part in getattr(self, group).items():
+                part.load_state_dict(state[group][name])
+        self.load_state_extra(state["extra"])
+        self.loop_state = dict(state["loop"])
+        self._load_own(state["processes"])
 
     def _load_own(self, processes: list[dict[str, Any]]) -> None:
         rank, world = distributed.rank(), distributed.world_size()

@@ -3,29 +3,40 @@
 Other people's weights are pickles; :func:`read_pickle` reads those that hold tensors and plain containers only.
 """
 
+import contextlib
+import hashlib
+import inspect
 import json
 import pickle
 import re
+import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Predicate
+from pydantic import ConfigDict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sgpn_arch import UnknownArch, build_network, package_of
-from sgpn_arch.errors import UserError
+from sgpn_arch import UnknownArch, build_network, described_by_file, find_arch, package_of
+from sgpn_arch.by_name import options_of
+from sgpn_arch.errors import OptionError, UserError
 from sgpn_arch.face3d.morphable_model import TENSORS, MorphableModel
 from sgpn_arch.files import write_tensors
+from sgpn_arch.ranges import Told, Whole
 from sgpn_arch.registry import ARCH_REGISTRY
-from sgpn_arch.state_dicts import build_for, load_strictly
+from sgpn_arch.schema import Options
+from sgpn_arch.state_dicts import build_for, is_finite, load_strictly, tensors_in
 from sgpn_model.weights.formats import KINDS, kind_of
 
 FORMAT = "sgpn-checkpoint"
 MODEL_PREFIX = "morphable_model"
+CHECKSUM = "sha256"  # where a file keeps the digest of its content
+DEEPEST = 20  # containers in each other in metadata or a pickle; weights have three or four
 # Where checkpoints that hold more than a state dict keep it: EMA first, as that is what inference uses.
 STATE_KEYS = ("g_ema", "params_ema", "params", "state_dict")
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how PyTorch's files began before they were zip files
@@ -35,6 +46,54 @@ class CheckpointError(UserError, ValueError):
     """A file of weights that cannot be used; the message names the file and the cause."""
 
 
+class _Described(Options):
+    model_config = ConfigDict(extra="allow")
+
+
+class ArchOptions(_Described):
+    """One of ``archs``: the network, and whatever its constructor takes, which is checked when it is built."""
+
+    type: str
+    """Name in ARCH_REGISTRY."""
+
+
+class ModelFacts(_Described):
+    """``morphable_model``: the one that the weights go with."""
+
+    name: str = "unnamed"
+    """What it is called."""
+    fingerprint: str
+    """Its :meth:`MorphableModel.fingerprint`."""
+    embedded: bool = False
+    """Whether it is in the file; otherwise it ships."""
+    face_normals: str = "area"
+    """See :class:`MorphableModel`."""
+
+
+NetworkName = Annotated[
+    str,
+    Predicate(lambda name: re.fullmatch(r"\w+", name) is not None and name != MODEL_PREFIX),
+    Told(f"a name of letters, digits and _, other than {MODEL_PREFIX}"),
+]
+
+
+class Metadata(_Described):
+    """What the header of a checkpoint says about it, beside what its writer added."""
+
+    archs: dict[NetworkName, ArchOptions]
+    """The networks that it holds."""
+    template: str | None = None
+    """How faces are aligned for it."""
+    protocol: str = "open"
+    """How a crop is brought to the regressor, see :class:`ShapePrior`."""
+    task: str = "restore"
+    """What it was trained for: "restore" or "inpaint"."""
+    morphable_model: ModelFacts | None = None
+    """The model that its coefficients are of."""
+    step: Whole | None = None
+    """Training steps."""
+
+
 @dataclass
 class Checkpoint:
     """Weights per network, and the metadata that says how to rebuild and use them.
@@ -42,9 +101,8 @@ class Checkpoint:
     Attributes:
         path: where it was read from, for messages.
         weights: network name -> state dict (float32).
-        metadata: ``archs`` (network name -> {type, arguments}), ``template``, ``protocol``, ``morphable_model``, ``step``,
-            ``licence``, ``version``, ``packages`` (name of a plugin's architecture -> the package that brings it), and what the
-            writer added.
+        metadata: as :class:`Metadata` has it, and ``licence``, ``version``, ``packages`` (name of a plugin's architecture -> the
+            package that brings it) and what the writer added.
         model_tensors: the morphable model's, where the file brings its own.
     """
 
@@ -56,18 +114,25 @@ class Checkpoint:
     def network(self, name: str) -> torch.nn.Module:
         """Builds the network ``name`` around its weights, whose memory it shares.
 
+        Only networks of this library and of its plugins are built, and those that the user allows; see
+        :func:`sgpn_arch.described_by_file`. Layers and memory are bounded by the weights.
+
         Raises:
-            CheckpointError: there is none of this name, or weights and description do not fit together.
+            CheckpointError: there is none of this name, it may not be built, or weights and description do not fit together.
         """
         if name not in self.weights:
             raise CheckpointError(f"{self.path}: holds no '{name}' (it has {', '.join(self.weights) or 'no network'})")
         options, state = self.metadata["archs"][name], self.weights[name]
         try:
-            return build_for(state, lambda: build_network(options))
+            with described_by_file(options):
+                _check_arguments(options, f"archs.{name}")
+                return build_for(state, lambda: build_network(options))
         except UnknownArch as error:
             raise CheckpointError(f"{self.path}: {name}: {self._where_from(error.name)}") from error
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"{self.path}: {name}: {error}") from error
+        except OptionError as error:
+            raise _told(self.path, error) from error
+        except Exception as error:  # a constructor of somebody else's raises whatever it likes
+            raise CheckpointError(f"{self.path}: {name}: {error or type(error).__name__}") from error
 
     def _where_from(self, arch: str) -> str:
         """What to do about an architecture that nothing installed here registers."""
@@ -85,7 +150,7 @@ class Checkpoint:
     @property
     def names_morphable_model(self) -> bool:
         """Whether the file says which morphable model its weights were trained with."""
-        return isinstance(self.metadata.get(MODEL_PREFIX), dict)
+        return self.metadata.get(MODEL_PREFIX) is not None
 
     def morphable_model(self) -> MorphableModel:
         """The morphable model that the weights were trained with: the file's own, or the one that ships.
@@ -101,12 +166,12 @@ class Checkpoint:
             if missing:
                 raise CheckpointError(f"{self.path}: the morphable model lacks {', '.join(missing)}")
             arguments: dict[str, Any] = {
-                "name": str(about.get("name")),
+                "name": about.get("name", "unnamed"),
                 "face_normals": about.get("face_normals", "area"),
             }
             try:
                 return MorphableModel(**{**self.model_tensors, **arguments})
-            except (TypeError, ValueError, RuntimeError, IndexError) as error:
+            except (TypeError, ValueError) as error:
                 raise CheckpointError(f"{self.path}: {MODEL_PREFIX}: {error}") from error
         model = MorphableModel.open()
         if model.fingerprint() != about.get("fingerprint"):
@@ -132,11 +197,14 @@ def save_checkpoint(
         morphable_model: the one that they go with. It is written into the file, unless it is the one that ships.
 
     Raises:
-        CheckpointError: ``archs`` lacks a network, or a tensor is not finite (in ``dtype``). Nothing is written.
+        CheckpointError: ``archs`` lacks a network, metadata could not be read again, or a tensor is not finite (in ``dtype``).
+            Nothing is written.
+        OSError: the file cannot be written; what was there before is untouched.
     """
     unnamed = set(weights) - set(metadata.get("archs", {}))
     if unnamed:
         raise CheckpointError(f"{path}: metadata 'archs' does not describe {', '.join(sorted(unnamed))}")
+    _check_metadata(metadata, path, "not written, for ")
     tensors = {
         f"{network}.{key}": _stored(value, dtype) for network, state in weights.items() for key, value in state.items()
     }
@@ -156,9 +224,10 @@ def save_checkpoint(
             own = morphable_model.tensors().items()
             tensors.update({f"{MODEL_PREFIX}.{key}": _stored(value, _smallest_type(value)) for key, value in own})
     for key, value in tensors.items():
-        if not torch.isfinite(value).all():
+        if not is_finite(value):
             raise CheckpointError(f"{path}: not written, for '{key}' holds NaN or infinity in {value.dtype}")
-    write_tensors(path, tensors, {"format": FORMAT, "metadata": json.dumps(metadata)})
+    header = {"format": FORMAT, "metadata": json.dumps(metadata)}
+    write_tensors(path, tensors, {**header, CHECKSUM: digest_of([header["metadata"], tensors])})
 
 
 def _packages(options: Any) -> dict[str, str]:
@@ -185,20 +254,21 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """Reads a checkpoint of this library; floating-point tensors come back as float32.
 
     Raises:
-        CheckpointError: no such file, not safetensors, or not a checkpoint of this library.
+        CheckpointError: no such file, not safetensors, damaged, or not a checkpoint of this library; the message names the key.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file of weights")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            header = file.metadata() or {}
-            if header.get("format") != FORMAT:
-                raise CheckpointError(f"{path}: not a checkpoint of this library (format {header.get('format')!r})")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error}); is the copy complete?") from error
-    metadata = read_metadata(path, header)
+    path = Path(path).expanduser()
+    with opened(path) as file:
+        header = file.metadata() or {}
+        if header.get("format") != FORMAT:
+            raise CheckpointError(f"{path}: not a checkpoint of this library (format {header.get('format')!r})")
+        metadata = read_metadata(path, header)
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+    # Hashing takes a millisecond for each MB. Files from before there were checksums are read as they are.
+    if CHECKSUM in header and header[CHECKSUM] != digest_of([header["metadata"], tensors]):
+        raise CheckpointError(
+            f"{path}: is damaged: its tensors or its metadata are not those that were written, for its {CHECKSUM} is another; "
+            "get it again"
+        )
     weights: dict[str, dict[str, Tensor]] = {network: {} for network in metadata["archs"]}
     model_tensors: dict[str, Tensor] = {}
     groups = {**weights, MODEL_PREFIX: model_tensors}
@@ -211,18 +281,101 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(path, weights, metadata, model_tensors)
 
 
-def read_metadata(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
-    """What the header of a checkpoint's file says about it.
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """An open safetensors file.
 
     Raises:
-        CheckpointError: it does not describe networks.
+        CheckpointError: there is none, or it is damaged; also from within the block.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file of weights")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error}); is the copy complete?") from error
+
+
+def read_metadata(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
+    """What the header of a checkpoint's file says about it, checked as :class:`Metadata`.
+
+    Raises:
+        CheckpointError: it does not describe networks; the message names every key that is wrong.
     """
     try:
         metadata = json.loads(header["metadata"])
-        dict.keys(metadata["archs"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its metadata does not describe networks ({error!r})") from error
+        check_depth(metadata)
+    except KeyError as error:
+        raise CheckpointError(f"{path}: its metadata does not describe networks: there is none") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its metadata does not describe networks: {error}") from error
+    _check_metadata(metadata, path, "its metadata does not describe networks: ")
     return metadata
+
+
+def _check_metadata(metadata: Any, path: str | Path, what: str) -> None:
+    try:
+        Metadata.read(metadata)
+    except OptionError as error:
+        raise _told(path, error, what) from error
+
+
+def _check_arguments(options: Mapping[str, Any], where: str) -> None:
+    """Checks what a network's constructor would be given against its types and ranges.
+
+    Defaults are written out in metadata, and are what they are, whatever type stands beside them.
+    """
+    network = find_arch(options["type"])
+    known = inspect.signature(network).parameters
+
+    def is_default(name: str, value: Any) -> bool:
+        default = known[name].default if name in known else inspect.Parameter.empty
+        return value == (list(default) if isinstance(default, tuple) else default)
+
+    model = options_of(network)
+    if model is not None:
+        given = {name: value for name, value in options.items() if name != "type" and not is_default(name, value)}
+        model.read(given, where)
+
+
+def _told(path: str | Path, error: OptionError, what: str = "") -> CheckpointError:
+    return CheckpointError("\n".join(f"{path}: {what}{problem}" for problem in error.problems))
+
+
+def check_depth(content: Any) -> None:
+    """Raises ValueError where containers are nested deeper than those of any weights; they may even contain themselves."""
+    level = [content]
+    for _ in range(DEEPEST):
+        # Each once: there may be billions of ways to one and the same.
+        containers = {id(value): value for value in level if isinstance(value, Mapping | list | tuple)}.values()
+        level = [part for each in containers for part in (each.values() if isinstance(each, Mapping) else each)]
+    if any(isinstance(value, Mapping | list | tuple) for value in level):
+        raise ValueError(f"it is nested more than {DEEPEST} deep, or contains itself")
+
+
+def digest_of(content: Any) -> str:
+    """SHA-256 of tensors and plain values in any containers: of their places, types, shapes and values, in lower-case digits.
+
+    The order in which a mapping was filled does not matter.
+    """
+    digest = hashlib.sha256()
+
+    def add(place: str, value: Any) -> None:
+        if isinstance(value, Mapping):
+            for key in sorted(value, key=str):
+                add(f"{place}.{key}", value[key])
+        elif isinstance(value, list | tuple):
+            for index, part in enumerate(value):
+                add(f"{place}.{index}", part)
+        elif isinstance(value, Tensor):
+            digest.update(f"{place} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        else:
+            digest.update(f"{place} {value!r}\n".encode())
+
+    add("", content)
+    return digest.hexdigest()
 
 
 def load_weights(network: torch.nn.Module, state: Mapping[str, Tensor], where: str | Path) -> None:
@@ -251,12 +404,14 @@ def read_pickle(path: str | Path) -> Any:
         CheckpointError: no such file; not a PyTorch file; damaged; it asks for code to be run; or it would unpack to
             more than it holds.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file of weights")
     _check_container(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of kinds of tensors that are refused below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
         what = f"asks for {named[1]}" if named else "holds more than tensors and plain containers"
@@ -267,9 +422,10 @@ def read_pickle(path: str | Path) -> Any:
     except Exception as error:  # PyTorch raises whatever the damage happens to lead to
         raise CheckpointError(f"{path}: is damaged or incomplete ({_first_line(error)}); get it again") from error
     try:
-        _check_sizes(content, path)
-    except RecursionError as error:
-        raise CheckpointError(f"{path}: refused, for it contains itself") from error
+        check_depth(content)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: refused, for {error}; these are no weights") from error
+    _check_sizes(content, path)
     return content
 
 
@@ -309,23 +465,17 @@ def _check_container(path: Path) -> None:
 
 
 def _check_sizes(content: Any, path: Path) -> None:
-    """Tensors must have all their numbers in the file: a repeated one can claim any shape."""
-    for name, value in _walk(content):
-        if value.layout != torch.strided or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+    """Tensors must be plain arrays with all their numbers in the file: a repeated one can claim any shape."""
+    for name, value in tensors_in(content):
+        plain = (
+            value.layout == torch.strided and not (value.is_nested or value.is_quantized) and value.device.type == "cpu"
+        )
+        if not plain:
+            raise CheckpointError(f"{path}: refused, for '{name}' is no plain array of numbers")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise CheckpointError(
                 f"{path}: refused, for '{name}' of shape {tuple(value.shape)} claims more numbers than the file holds"
             )
-
-
-def _walk(content: Any, name: str = ""):
-    if isinstance(content, Tensor):
-        yield name or "tensor", content
-    elif isinstance(content, Mapping):
-        for key, value in content.items():
-            yield from _walk(value, f"{name}.{key}" if name else str(key))
-    elif isinstance(content, list | tuple):
-        for index, value in enumerate(content):
-            yield from _walk(value, f"{name}[{index}]")
 
 
 def _first_line(error: Exception) -> str:

@@ -3,24 +3,30 @@
 import json
 import math
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sgpn_arch import find_arch
 from sgpn_arch.face3d.morphable_model import FORMAT as MODEL_FORMAT
 from sgpn_arch.face3d.morphable_model import MorphableModel
+from sgpn_arch.state_dicts import is_finite
 from sgpn_model.weights.catalogue import find_file, load_catalogue, problem_of, size_text
-from sgpn_model.weights.checkpoint import FORMAT, CheckpointError, load_checkpoint, read_metadata, read_pickle
+from sgpn_model.weights.checkpoint import (
+    CHECKSUM,
+    FORMAT,
+    CheckpointError,
+    load_checkpoint,
+    opened,
+    read_metadata,
+    read_pickle,
+)
 from sgpn_model.weights.formats import damage_of, kind_of
 from sgpn_model.weights.pretrained import build_networks
 
 FIRST_KEYS = 3  # so many tensors of a state dict are named to tell what it is
-DEEPEST = 20  # containers in each other in a pickle
 
 
 def whose(path: Path, digest: str) -> str:
@@ -56,8 +62,8 @@ def describe(path: Path, check: bool = False) -> list[str]:
         return _describe_safetensors(path, check)
     if kind in ("pytorch", "pickle"):
         return _describe_pickle(path, check)
-    if kind == "matlab":
-        model = MorphableModel.from_bfm(path)
+    if kind in ("matlab", "hdf5"):  # MATLAB's newest files are HDF5, and the reader says what to do
+        model = _model(MorphableModel.from_bfm, path, check)
         return [f"a Basel Face Model; its {len(model.shape_mean):,} vertices and {model.dims} modes fit together"]
     problem = damage_of(path)
     if problem:
@@ -65,7 +71,9 @@ def describe(path: Path, check: bool = False) -> list[str]:
     if kind == "zip":
         with zipfile.ZipFile(path) as archive:
             members = [
-                f"{info.filename}: {size_text(info.file_size)}" for info in archive.infolist() if not info.is_dir()
+                f"{info.filename}: {size_text(info.file_size)}"
+                for info in archive.infolist()
+                if not info.filename.endswith("/")
             ]
         return [*members, "unpack it and verify the files in it"]
     return ["what is in it is not known"]
@@ -73,8 +81,19 @@ def describe(path: Path, check: bool = False) -> list[str]:
 
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:
     for key, value in tensors.items():
-        if not torch.isfinite(value).all():
+        if not is_finite(value):
             raise ValueError(f"'{key}' holds NaN or infinity")
+
+
+def _model(read: Callable[[Path], MorphableModel], path: Path, check: bool) -> MorphableModel:
+    try:
+        model = read(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{error}" if str(path) in str(error) else f"{path}: {error}") from error
+    faults = model.faults() if check else []
+    if faults:
+        raise CheckpointError("\n".join(f"{path}: the morphable model {fault}" for fault in faults))
+    return model
 
 
 def _count(number: int) -> str:
@@ -92,18 +111,15 @@ def _short(value: Any) -> str:
 
 
 def _describe_safetensors(path: Path, check: bool) -> list[str]:
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            header, slices = file.metadata() or {}, {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
-            shapes = {key: (value.get_shape(), value.get_dtype()) for key, value in slices.items()}
-            if check and header.get("format") != FORMAT:
-                _check_finite({key: file.get_tensor(key) for key in shapes})
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error}); is the copy complete?") from error
+    with opened(path) as file:
+        header, slices = file.metadata() or {}, {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+        shapes = {key: (value.get_shape(), value.get_dtype()) for key, value in slices.items()}
+        if check and header.get("format") not in (FORMAT, MODEL_FORMAT):
+            _check_finite({key: file.get_tensor(key) for key in shapes})
     if header.get("format") == FORMAT:
-        return _describe_checkpoint(path, header, shapes) + (_check_checkpoint(path) if check else [])
+        return _describe_checkpoint(path, header, shapes) + (_check_checkpoint(path, header) if check else [])
     if header.get("format") == MODEL_FORMAT:
-        model = MorphableModel.load(path)
+        model = _model(MorphableModel.load, path, check)
         modes = ", ".join(
             f"{n} {kind}" for n, kind in zip(model.dims, ("identity", "expression", "texture"), strict=True)
         )
@@ -124,31 +140,40 @@ def _describe_checkpoint(path: Path, header: dict, shapes: dict) -> list[str]:
     lines = ["checkpoint of this library"]
     for name, arch in about.pop("archs").items():
         own = [value for key, value in shapes.items() if key.startswith(f"{name}.")]
-        arguments = dict(arch) if isinstance(arch, dict) else {"type": arch}
-        kind, types = arguments.pop("type", "?"), "/".join(sorted({dtype for _, dtype in own}))
+        arguments = dict(arch)
+        kind, types = arguments.pop("type"), "/".join(sorted({dtype for _, dtype in own}))
         numbers = _count(sum(math.prod(shape) for shape, _ in own))
         told = ", ".join(f"{key} {value}" for key, value in arguments.items())
         lines.append(f"{name}: {kind}, {numbers} numbers in {len(own)} tensors ({types}): {told}")
     model = about.pop("morphable_model", None)
-    if isinstance(model, dict):
-        model = f"{model.get('name')} ({'in this file' if model.get('embedded') else 'ships with this library'})"
+    if model is not None:
+        model = (
+            f"{_short(model.get('name'))} ({'in this file' if model.get('embedded') else 'ships with this library'})"
+        )
     first = [key for key in ("template", "protocol", "step", "licence", "version") if key in about]
     rest = [key for key in about if key not in first]
     return [*lines, f"morphable model: {model or 'none'}", *(f"{key}: {_short(about[key])}" for key in first + rest)]
 
 
-def _check_checkpoint(path: Path) -> list[str]:
+def _check_checkpoint(path: Path, header: Mapping[str, str]) -> list[str]:
     """Builds and loads every network, and puts a restoration together where the parts are there."""
     checkpoint = load_checkpoint(path)
     if not checkpoint.weights:
         raise ValueError(f"{path}: its metadata names no network")
     for name in checkpoint.weights:
         checkpoint.network(name)
+    lines = [
+        "its checksum is that of its tensors and metadata"
+        if CHECKSUM in header
+        else "it has no checksum, for it was written before there were any: a wrong number that is finite goes unseen"
+    ]
+    if checkpoint.names_morphable_model:
+        _model(lambda _: checkpoint.morphable_model(), path, check=True)
     told = f"{', '.join(checkpoint.weights)}: built and loaded, all numbers are finite"
-    if {"network_g", "network_shape"} <= set(checkpoint.weights) and checkpoint.metadata.get("morphable_model"):
+    if {"network_g", "network_shape"} <= set(checkpoint.weights) and checkpoint.names_morphable_model:
         build_networks(checkpoint)
-        return [f"{told}; with its template and morphable model it restores photos"]
-    return [f"{told}; not a whole restoration"]
+        return [*lines, f"{told}; with its template and morphable model it restores photos"]
+    return [*lines, f"{told}; not a whole restoration"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -157,7 +182,11 @@ def _check_checkpoint(path: Path) -> list[str]:
 
 def _describe_pickle(path: Path, check: bool) -> list[str]:
     lines = []
-    for name, state in state_dicts(read_pickle(path)):
+    content = read_pickle(path)
+    problem = damage_of(path) if check else None
+    if problem:
+        raise CheckpointError(f"{path}: {problem}")
+    for name, state in state_dicts(content):
         layout = layout_of(state)
         told = f" (names as in the released {layout})" if layout else ""
         lines.append(
@@ -171,7 +200,7 @@ def _describe_pickle(path: Path, check: bool) -> list[str]:
         if layout in ("SGPN", "D3DFR"):
             try:
                 find_arch(layout).from_released(state)
-            except ValueError as error:
+            except (ValueError, RuntimeError, OverflowError) as error:
                 raise ValueError(f"{path}: looks like the released {layout}, but {error}") from error
             lines.append(f"  they all fit the released {layout}")
     if not lines:
@@ -179,14 +208,12 @@ def _describe_pickle(path: Path, check: bool) -> list[str]:
     return ["it opens without running code", *lines]
 
 
-def state_dicts(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, dict]]:
-    """The state dicts in what a pickle held: where they lie in it, and their tensors by name.
-
-    Raises:
-        CheckpointError: it is nested deeper than any weights are; it may even contain itself.
-    """
-    if depth > DEEPEST:
-        raise CheckpointError(f"what the file holds is nested more than {DEEPEST} deep; these are no weights")
+def state_dicts(content: Any, name: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, dict]]:
+    """The state dicts in what a pickle held, each once: where they lie in it, and their tensors by name."""
+    seen = set() if seen is None else seen
+    if id(content) in seen:
+        return
+    seen.add(id(content))
     if isinstance(content, Tensor):
         yield name or "a tensor", {name or "tensor": content}
         return
@@ -199,7 +226,7 @@ def state_dicts(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[
         yield name or "state dict", own
     for key, value in content.items():
         if not isinstance(value, Tensor):
-            yield from state_dicts(value, f"{name}.{key}" if name else str(key), depth + 1)
+            yield from state_dicts(value, f"{name}.{key}" if name else str(key), seen)
 
 
 def layout_of(state: Mapping) -> str | None:

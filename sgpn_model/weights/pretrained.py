@@ -1,11 +1,13 @@
 """Weights by name or path: which ship, where a name's file is, and the networks of a restoration built from it."""
 
+import difflib
+import inspect
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from sgpn_arch.errors import nearest
 from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_data.alignment import TEMPLATES
 from sgpn_model.weights.checkpoint import FORMAT, Checkpoint, CheckpointError, load_checkpoint
@@ -38,17 +40,24 @@ def find_weights(name: str | Path) -> Path:
     shipped = WEIGHTS_FOLDER / f"{name}.safetensors"
     if shipped.is_file() and Path(name).name == str(name):
         return shipped
-    if Path(name).is_file():
-        return Path(name)
-    if Path(name).is_dir():
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
         raise CheckpointError(f"{name}: is a folder, not a file of weights")
-    # Here and not above: what most restorations need is found by now, and pydantic takes a while to import.
+    # Here and not above: what most restorations need is found by now.
     from sgpn_model.weights.catalogue import find_file, load_catalogue
 
     catalogue = load_catalogue()
     if name not in catalogue:
-        hint = nearest(str(name), {"default", *available_weights(), *catalogue})
-        raise CheckpointError(f"weights '{name}': no such file, and no weights of this name{hint}")
+        restoring = {"default", *available_weights()}  # most of the catalogue is for metrics and losses
+        near = difflib.get_close_matches(str(name), restoring | set(catalogue), n=1)
+        hint = (
+            f"did you mean '{near[0]}'?"
+            if near
+            else f"known: {', '.join(sorted(restoring))}; sgpn weights list has more"
+        )
+        raise CheckpointError(f"weights '{name}': no such file, and no weights of this name; {hint}")
     place = find_file(catalogue[str(name)])
     if place is None:
         raise CheckpointError(f"weights '{name}' are not on this machine; run: sgpn weights fetch {name}")
@@ -72,6 +81,8 @@ def build_networks(checkpoint: Checkpoint) -> tuple[torch.nn.Module, ShapePrior,
     """
     path, about = checkpoint.path, checkpoint.metadata
     network, regressor = checkpoint.network("network_g"), checkpoint.network("network_shape")
+    _check_call(checkpoint, "network_g", network, "photo", "rendering", "coefficients", return_masks=True)
+    _check_call(checkpoint, "network_shape", regressor, "photo")
     template = about.get("template")
     if template not in TEMPLATES:
         raise CheckpointError(f"{path}: unknown alignment template {template!r} (known: {', '.join(TEMPLATES)})")
@@ -80,8 +91,20 @@ def build_networks(checkpoint: Checkpoint) -> tuple[torch.nn.Module, ShapePrior,
         prior = ShapePrior(regressor, model, protocol=about.get("protocol", "open"))
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    if network.coeff_dim != prior.coeff_dim:
+    wanted = getattr(network, "coeff_dim", prior.coeff_dim)  # PhotoOnly takes any
+    if wanted != prior.coeff_dim:
         raise CheckpointError(
-            f"{path}: the network takes {network.coeff_dim} coefficients, the shape prior gives {prior.coeff_dim}"
+            f"{path}: the network takes {wanted} coefficients, the shape prior gives {prior.coeff_dim}"
         )
     return network, prior, template
+
+
+def _check_call(checkpoint: Checkpoint, name: str, network: torch.nn.Module, *inputs: str, **options: Any) -> None:
+    """Whether a network can be called as its place demands; a discriminator's fits its description as well."""
+    kind, shown = type(network).__name__, ", ".join((*inputs, *(f"{key}={value}" for key, value in options.items())))
+    try:
+        inspect.signature(network.forward).bind(*inputs, **options)
+    except TypeError as error:
+        raise CheckpointError(f"{checkpoint.path}: {name}: {kind} is not called with ({shown}): {error}") from error
+    if options and not isinstance(getattr(network, "size", None), int):
+        raise CheckpointError(f"{checkpoint.path}: {name}: {kind} restores no pictures, for it has no size")

@@ -6,7 +6,7 @@ from torch import nn
 
 from sgpn_arch import build_network, complete_options
 from sgpn_arch.registry import ARCH_REGISTRY, load_basicsr
-from sgpn_model.weights.checkpoint import load_checkpoint, save_checkpoint
+from sgpn_model.weights.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 # Real-ESRGAN's network at scale 1: it folds the photo to a quarter of its size, and unfolds it at the end.
 RRDB = {"type": "RRDBNet", "num_in_ch": 3, "num_out_ch": 3, "scale": 1, "num_feat": 8, "num_block": 1, "num_grow_ch": 4}
@@ -58,10 +58,13 @@ def test_a_network_with_gfpgans_call():
     assert network.network.gain.grad != 0
 
 
-def test_it_goes_through_a_checkpoint(tmp_path):
+def test_it_goes_through_a_checkpoint_if_the_user_allows_its_network(tmp_path, monkeypatch):
     network = build_network(OPTIONS).eval()
     metadata = {"archs": {"network_g": complete_options(OPTIONS)}}
     save_checkpoint(tmp_path / "a.safetensors", {"network_g": network.state_dict()}, metadata)
+    with pytest.raises(CheckpointError, match=r"'RRDBNet' is a network of basicsr==.*set SGPN_ALLOW_ARCHS=RRDBNet"):
+        load_checkpoint(tmp_path / "a.safetensors").network("network_g")
+    monkeypatch.setenv("SGPN_ALLOW_ARCHS", "SwinIR,RRDBNet")
     again = load_checkpoint(tmp_path / "a.safetensors").network("network_g").eval()
     with torch.no_grad():
         assert torch.equal(again(photo(), None, None), network(photo(), None, None))

@@ -79,9 +79,9 @@ def _load(file: Path, needed: tuple[str, ...]) -> dict:
     missing = [key for key in needed if key not in values]
     if missing:
         raise ValueError(f"{file}: lacks {', '.join(missing)}; it is not a prepared Basel Face Model")
-    unfit = [key for key in needed if getattr(values[key], "dtype", np.dtype(object)).kind not in "fiu"]
-    if unfit:
-        raise ValueError(f"{file}: {unfit[0]} is no array of numbers")
+    for key in needed:  # a sparse matrix has a type of numbers too
+        if not isinstance(values[key], np.ndarray) or values[key].dtype.kind not in "fiu":
+            raise ValueError(f"{file}: {key} is no array of numbers")
     return values
 
 

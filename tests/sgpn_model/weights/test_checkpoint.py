@@ -85,7 +85,7 @@ class TestRoundTrip:
         weight = torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last)
         whole = torch.arange(12.0).view(3, 4)
         state = {"weight": weight, "part": whole[:, 1], "same": whole, "again": whole}
-        save_checkpoint(tmp_path / "a.safetensors", {"network_g": state}, {"archs": {"network_g": {}}})
+        save_checkpoint(tmp_path / "a.safetensors", {"network_g": state}, {"archs": {"network_g": {"type": "Net"}}})
         found = load_checkpoint(tmp_path / "a.safetensors").weights["network_g"]
         assert all(torch.equal(found[key], value) for key, value in state.items())
 
@@ -169,7 +169,7 @@ class TestDamage:
             load_checkpoint(tmp_path / "a.safetensors")
 
     def test_a_tensor_of_no_network(self, tmp_path):
-        header = {"format": FORMAT, "metadata": json.dumps({"archs": {"network_g": {}}})}
+        header = {"format": FORMAT, "metadata": json.dumps({"archs": {"network_g": {"type": "Net"}}})}
         save_file({"network_x.a": torch.zeros(3)}, tmp_path / "a.safetensors", metadata=header)
         with pytest.raises(CheckpointError, match=r"'network_x\.a' belongs to no network"):
             load_checkpoint(tmp_path / "a.safetensors")

@@ -57,6 +57,8 @@ def saved(tmp_path_factory):
                 (about / "RECORD").write_text("doubled_fusion.py,,\nsgpn_doubled-1.2.dist-info/METADATA,,\n")
         more = [] if installed == "entry point" else ["doubled_fusion"]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *sys.path])}
+        if installed == "list of files":  # a package that is no plugin
+            environment["SGPN_ALLOW_ARCHS"] = "DoubledFusion"
         path = site / "plugin.safetensors"
         subprocess.run([sys.executable, "-c", SAVE, str(path), *more], check=True, env=environment)
         return path
