@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,7 @@ from sgpn_arch import build_network
 from sgpn_arch.errors import OptionError
 from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.layers import minibatch_stddev
+from sgpn_arch.state_dicts import tensors_in
 from sgpn_data.face_dataset import LoaderOptions
 from sgpn_data.sheet import SMALLEST_CELL
 from sgpn_model.config.registries import fill_registries
@@ -36,7 +38,7 @@ from sgpn_model.train import distributed
 from sgpn_model.train import loop as train
 from sgpn_model.train.batches import BatchSampler, TrainingBatches, build_dataset
 from sgpn_model.train.log import RunLog, RunningMeans, keep_lines
-from sgpn_model.train.saving import Diverged, SaveError
+from sgpn_model.train.saving import Diverged, SaveError, Saver, read_state, write_state
 from sgpn_model.train.training_model import mean_log
 from sgpn_model.weights.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
@@ -568,6 +570,12 @@ def test_a_signal_that_comes_twice_at_once_is_one(pictures, tmp_path, monkeypatc
         run(tmp_path, full_options(pictures, tmp_path))
 
 
+def first_tensor(content):
+    """A row of numbers, none of them 0, whose bytes are nowhere else."""
+    rows = (tensor for _, tensor in tensors_in(content) if tensor.is_floating_point() and tensor.ndim == 1)
+    return next(row for row in rows if len(row) > 1 and row.all() and row[0] != row[1])
+
+
 class TestDamage:
     def test_an_older_state_takes_the_place_of_a_damaged_one(self, pictures, straight, tmp_path, caplog):
         experiment = tmp_path / "run"
@@ -579,6 +587,74 @@ class TestDamage:
         assert "30.state: is damaged or incomplete" in caplog.text
         assert f"going on from {experiment / 'training_states' / '25.state'}" in caplog.text
         assert_same_end(straight, experiment)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda state: state.pop("step"), "30.state: is no training state: step: this option is missing"),
+            (lambda state: state.update(step="30"), "step: expected a whole number of at least 0, found '30'"),
+            (lambda state: state.update(step=30.0), "step: expected a whole number of at least 0, found 30.0"),
+            (lambda state: state.update(step=29), "is of step 29, not of the one that its name says"),
+            (lambda state: state.update(optimizers=[]), "optimizers: expected a mapping of options, found []"),
+            (lambda state: first_tensor(state["networks"]).fill_(torch.nan), "holds NaN or infinity"),
+            (lambda state: first_tensor(state["optimizers"]).fill_(torch.inf), "holds NaN or infinity"),
+        ],
+        ids=["no step", "text", "a fraction", "another step", "no optimisers", "NaN", "infinity"],
+    )
+    def test_states_with_something_wrong(self, straight, tmp_path, change, message):
+        """Also where there is no checksum, as in states from before there were any."""
+        state = torch.load(straight / "training_states" / "30.state")
+        del state["sha256"]
+        torch.save(state, tmp_path / "30.state")
+        assert read_state(tmp_path / "30.state")["step"] == 30
+        change(state)
+        torch.save(state, tmp_path / "30.state")
+        with pytest.raises(CheckpointError, match=re.escape(message)):
+            read_state(tmp_path / "30.state")
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda state: state["optimizers"]["optim_g"]["state"].clear(),
+            lambda state: first_tensor(state["networks"])[:1].add_(1e-3),
+            lambda state: state["loop"].update(best=1.0),
+        ],
+    )
+    def test_a_state_that_was_changed_is_not_what_was_written(self, straight, tmp_path, change):
+        state = torch.load(straight / "training_states" / "30.state")
+        change(state)
+        torch.save(state, tmp_path / "30.state")
+        with pytest.raises(CheckpointError, match=r"30\.state: is damaged or was changed: its sha256"):
+            read_state(tmp_path / "30.state")
+
+    @pytest.mark.parametrize("with_checksum", [True, False])
+    def test_a_flipped_bit_is_seen(self, straight, tmp_path, with_checksum):
+        """Of a state without a checksum by those of the archive, which PyTorch does not look at."""
+        state = torch.load(straight / "training_states" / "30.state")
+        if not with_checksum:
+            del state["sha256"]
+        torch.save(state, tmp_path / "30.state")
+        content = bytearray((tmp_path / "30.state").read_bytes())
+        number = first_tensor(state["networks"])[:2].numpy().tobytes()
+        content[content.index(number)] ^= 1
+        (tmp_path / "30.state").write_bytes(content)
+        with pytest.raises(CheckpointError, match="sha256" if with_checksum else "has another checksum"):
+            read_state(tmp_path / "30.state")
+
+    def test_a_state_full_of_nan_is_not_called_good(self, straight, tmp_path):
+        experiment = tmp_path / "run"
+        shutil.copytree(straight, experiment)
+        state = read_state(experiment / "training_states" / "30.state")
+        first_tensor(state["ema"]).fill_(torch.nan)
+        del state["sha256"]
+        write_state(experiment / "training_states" / "30.state", state)
+        message = str(Saver(experiment, "run").diverged(FloatingPointError("no"), 31))
+        assert "run_25.safetensors" in message and "30.state" not in message
+
+    def test_expanded_tensors_come_back(self, tmp_path):
+        state = {"step": 3, "loop": {}, "processes": [], "extra": {"once": torch.ones(1).expand(5)}}
+        write_state(tmp_path / "3.state", {**state, "networks": {}, "ema": {}, "optimizers": {}})
+        assert read_state(tmp_path / "3.state")["extra"]["once"].tolist() == [1.0] * 5
 
     def test_if_all_are_damaged_the_newest_is_named(self, pictures, straight, tmp_path):
         shutil.copytree(straight, tmp_path / "run")
