@@ -27,7 +27,7 @@ def process_settings():
     [
         (Photos, 250),
         (OptionFiles, 40),
-        pytest.param(Checkpoints, 20, marks=pytest.mark.xfail(reason="training states with a step that is no number")),
+        (Checkpoints, 20),
         (Folders, 8),
     ],
 )
