@@ -133,7 +133,7 @@ def test_metadata_of_every_wrong_type_and_range(whole, tmp_path):
     rng, path = random.Random(13), tmp_path / "mutated.safetensors"
     found = list(places(metadata_of(whole)))
     changes = [(place, replaced(place, value)) for place in found for value in WRONG]
-    changes = rng.sample(changes, 150) + [(place, removed(place)) for place in found]
+    changes = rng.sample(changes, 90) + [(place, removed(place)) for place in found]
     refused = 0
     for place, change in changes:
         path.write_bytes(with_metadata(whole, change))

@@ -5,14 +5,17 @@ import json
 import os
 import pickle
 import struct
+import time
 import zipfile
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from sgpn_arch import build_network
 from sgpn_arch.face3d.morphable_model import MorphableModel
+from sgpn_arch.registry import ARCH_REGISTRY
 from sgpn_model.weights.checkpoint import (
     FORMAT,
     LEGACY_MAGIC,
@@ -226,6 +229,56 @@ class TestNetworksThatDoNotFit:
     def test_descriptions_that_mean_nothing(self, regressor, archs):
         path, state, _ = regressor
         refusal(path, rewritten(path, state, archs))
+
+
+class Marked(nn.Module):
+    """Notes that it was built, as a network that opens files would have opened them."""
+
+    built: list[int] = []
+
+    def __init__(self, blocks: int = 1):
+        super().__init__()
+        self.built.append(blocks)
+        self.blocks = nn.Sequential(*(nn.Linear(1, 1) for _ in range(blocks)))
+
+
+@pytest.fixture
+def marked(monkeypatch):
+    monkeypatch.setattr(Marked, "built", [])
+    monkeypatch.setattr(Marked, "__module__", "my_networks")  # a folder "tests" is torch-fidelity's, which installs one
+    monkeypatch.setitem(ARCH_REGISTRY._obj_map, "Marked", Marked)
+    return Marked.built
+
+
+class TestWhatMayBeBuilt:
+    """Only networks of this library, of plugins and of one's own program, and none that is larger than its file."""
+
+    @pytest.mark.parametrize(
+        "archs", [{"type": "Marked"}, {"type": "PhotoOnly", "network": {"type": "Marked"}, "size": 64}]
+    )
+    def test_a_network_of_another_package_is_built_only_where_the_user_says_so(
+        self, tmp_path, marked, monkeypatch, archs
+    ):
+        monkeypatch.setattr(Marked, "__module__", "basicsr.archs.marked_arch")
+        build = rewritten(tmp_path / "a.safetensors", {"blocks.0.bias": torch.zeros(1)}, archs)
+        message = refusal(tmp_path / "a.safetensors", build)
+        assert "'Marked' is a network of basicsr" in message and "set SGPN_ALLOW_ARCHS=Marked" in message and not marked
+        monkeypatch.setenv("SGPN_ALLOW_ARCHS", "Marked")
+        refusal(tmp_path / "a.safetensors", build)  # for its tensors now
+        assert marked == [1]
+
+    def test_ones_own_is_built(self, tmp_path, marked):
+        state = {f"blocks.0.{key}": value for key, value in nn.Linear(1, 1).state_dict().items()}
+        rewritten(tmp_path / "a.safetensors", state, {"type": "Marked"})(None)
+        assert marked == [1]
+
+    def test_a_description_of_endless_layers(self, tmp_path, marked):
+        began = time.perf_counter()
+        build = rewritten(
+            tmp_path / "a.safetensors", {"blocks.0.bias": torch.zeros(1)}, {"type": "Marked", "blocks": 10**8}
+        )
+        message = refusal(tmp_path / "a.safetensors", build)
+        assert "more than 1,016 layers and tensors" in message and time.perf_counter() - began < 5
 
 
 # ---------------------------------------------------------------------------------------------------------------------
