@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
-from conftest import dome_model
 from safetensors.torch import load, save
 
 from oracles import released_fixtures
+from oracles.tiny_weights import dome_model
 from sgpn_arch import build_network
 from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_model import cli
