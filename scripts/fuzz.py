@@ -36,7 +36,7 @@ AREAS = {
     "kills": ("kills", "Kills"),
     "large": ("large", "Large"),
 }
-START = 120  # seconds that a process may take until it is ready
+START = 300  # seconds that a process may take until it is ready
 PAGE = """# Reliability
 
 What happens to odd, damaged and very large inputs, and after a crash. `scripts/fuzz.py` tries random inputs and counts what a
@@ -80,6 +80,7 @@ def work(name: str, seed: int, folder: Path, megabytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (megabytes << 20, megabytes << 20))
     answers = os.fdopen(os.dup(1), "w")
     tried = area_class(name)(folder)
+    getattr(tried, "warm_up", lambda: None)()
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         case = folder / f"{seed}_{int(line)}"

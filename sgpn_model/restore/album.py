@@ -143,12 +143,13 @@ def plan(photos: Sequence[Path], folder: Path, ext: str, save_parts: bool) -> li
 
 def distinct_names(photos: Sequence[Path], suffixes: Sequence[str], room: int = 0) -> list[str]:
     """The photos' stems, a repeated one numbered. A photo whose own suffix is that of its result comes first, so that the
-    result ``a.png`` is of ``a.png`` and not of ``a.bmp``.
+    result ``a.png`` is of ``a.png`` and not of ``a.bmp`` or ``a.PNG``.
 
     Args:
         suffixes: of the photos' results. room: bytes that a result's name needs besides its stem and suffix.
     """
-    order = sorted(range(len(photos)), key=lambda k: photos[k].suffix.lower() != suffixes[k])
+    differ = [(photo.suffix.lower() != own, photo.suffix != own) for photo, own in zip(photos, suffixes, strict=True)]
+    order = sorted(range(len(photos)), key=differ.__getitem__)
     longest = LONGEST_NAME - room - max(map(len, suffixes), default=0)
     names = dict(zip(order, _distinct([photos[k].stem for k in order], longest), strict=True))
     return [names[k] for k in range(len(photos))]

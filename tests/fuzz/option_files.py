@@ -59,6 +59,13 @@ class OptionFiles:
             (self.bases / name).parent.mkdir(parents=True, exist_ok=True)
             (self.bases / name).write_text(yaml.safe_dump(options))
 
+    def warm_up(self) -> None:
+        """Trains a step of every kind, so that no case's time has the imports and the compiling in it."""
+        for name in ("train/prior_open_64.yml", "train/shape_open.yml", "train/sgpn_open_64.yml"):
+            experiments = f"path.experiments_root={self.faces.parent / 'experiments'}"
+            with patch.object(Loop, "run", one_step(Loop.run)):
+                run("train", self.bases / name, "--data", self.faces, "--device", "cpu", "--set", experiments)
+
     def attempt(self, rng: np.random.Generator, case: Path) -> tuple[str, str | None]:
         """Tries one option file in the empty folder ``case``; what was tried, and what is wrong, if anything."""
         name = str(rng.choice(list(self.files)))

@@ -208,9 +208,11 @@ def test_photos_of_one_name_stay_apart(run, tmp_path, face):
 def test_a_result_has_the_name_of_its_own_photo(run, tmp_path, face):
     write_picture("album/photo.png", face)
     Image.fromarray(np.full((30, 40, 3), 90, np.uint8)).save("album/photo.bmp")
+    Image.fromarray(np.full((20, 50, 3), 90, np.uint8)).save("album/photo.PNG")  # comes first in a sorted folder
     assert run("album") == 0
     assert read_photo("results/photo.png").bgr.shape == face.shape
-    assert read_photo("results/photo_2.png").bgr.shape == (30, 40, 3)
+    assert read_photo("results/photo_2.png").bgr.shape == (20, 50, 3)
+    assert read_photo("results/photo_3.png").bgr.shape == (30, 40, 3)
 
 
 def test_names_as_long_as_names_can_be(run, tmp_path, face):
