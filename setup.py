@@ -92,7 +92,7 @@ setup(
         "opencv-python>=4.8",
         "numpy>=1.26",
         "numba>=0.59",
-        "pillow>=10.1",
+        "pillow>=12.3",
         "platformdirs>=4",
         "pydantic>=2.7",
         "pyyaml>=6",

@@ -262,7 +262,7 @@ class Detector:
         rows = rows[rows[:, 4] >= self.threshold]
         for row in rows:
             middle = (row[:2] + row[2:4]) / 2
-            column, line = corner = (middle // TURN_SIDE).astype(int)
+            column, line = corner = (middle // TURN_SIDE).clip(0, 1).astype(int)  # a box may lie beside the picture
             if math.hypot(*(middle - (corner + 0.5) * TURN_SIDE)) < TURN_HEIGHT / 2:
                 row = _shift(row[None], -column * TURN_SIDE, -line * TURN_SIDE)
                 return _back(row, matrices[2 * line + column])

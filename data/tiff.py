@@ -35,7 +35,7 @@ def open_tiff(path: str | Path) -> Image.Image:
     if _is_read_right(image):
         # Else Pillow 13.0 maps it into memory with rows as long as the turned picture's: findings/pillow_tiff_orientation.sh.
         image.filename = ""
-        if max(tile[1][3] for tile in image.tile) < image._tile_size[1]:
+        if max((tile[1][3] for tile in image.tile), default=0) < image.tag_v2[ExifTags.Base.ImageLength]:
             raise ValueError(CUT_SHORT)
         return image
     image.close()

@@ -26,7 +26,7 @@ def write_atomically(path: str | Path, write: Callable[[str], Any], durable: boo
     """Calls ``write(temporary path)`` and renames the result to ``path``; whatever goes wrong, no half file is left.
 
     The folder is made where there is none. ``durable`` flushes to the disk first, so that the file outlives a power cut.
-    What a process that was killed left behind in the folder is removed.
+    What a process that was killed left behind in the folder is removed (not on Windows, where folders have no locks).
 
     Raises:
         OSError: the file cannot be written.

@@ -145,8 +145,8 @@ class Summary:
             return [f"error: {error}" if isinstance(error, ImageError) else f"error: {source}: {kind}{error}"]
         lines = [f"warning: {source}: {remark}" for remark in outcome.result.remarks]
         lines += [
-            f"error: {source}: the face around ({x}, {y}) stays as it was, as the networks make NaN or infinity of it; try "
-            "--precision fp32, or sgpn weights verify"
+            f"error: {source}: the face around ({x}, {y}) stays as it was, as the networks make NaN or infinity of it, in "
+            "fp32 too; check the weights with sgpn weights verify"
             for x, y in outcome.result.failed
         ]
         faces, untouched = outcome.result.faces, outcome.result.untouched

@@ -25,4 +25,6 @@ def choose_device(name: str) -> torch.device:
         raise OptionError(f"device '{name}': PyTorch sees only cuda:0 to cuda:{torch.cuda.device_count() - 1}")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise OptionError("device 'mps': PyTorch sees no Apple GPU; use cpu or auto")
+    if kind == "mps" and not torch.amp.is_autocast_available("mps"):  # PyTorch 2.4
+        raise OptionError("device 'mps': needs PyTorch 2.5 or newer")
     return torch.device(name)

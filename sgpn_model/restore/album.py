@@ -108,7 +108,7 @@ def find_photos(inputs: Iterable[str]) -> tuple[list[Path], list[str]]:
         if others:
             more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
             named = ", ".join(others[:NAMED]) + more
-            passed_over.append(f"{path}: passed over {len(others)} in it that are no photos: {named}")
+            passed_over.append(f"{path}: passed over what is no photo in it: {named}")
         photos.update((photo.resolve(), photo) for photo in found)
     return list(photos.values()), passed_over
 

@@ -11,6 +11,8 @@ import pytest
 from sgpn_data.alignment import transform_points
 from sgpn_data.detection import (
     HINT_THRESHOLD,
+    LOOK_SIDE,
+    TURN_SIDE,
     Detector,
     DetectorError,
     TinyRetinaFace,
@@ -291,3 +293,18 @@ def test_facexlib_rows_have_the_same_meaning(monkeypatch, tmp_path, astronaut):
     rows = detector.search(astronaut[:64, :96])
     assert rows.shape[1] == 15
     assert ((rows[:, 4] >= HINT_THRESHOLD) & (rows[:, 4] <= 1)).all()
+
+
+def test_a_box_beside_the_quarter_turns_is_no_face():
+    """A detector may say anything; this one sees a face where there is no quarter turn."""
+
+    class Beside(Detector):
+        def search(self, bgr):
+            if len(bgr) == LOOK_SIDE:
+                return np.zeros((0, 15))
+            left = 520 if len(bgr) == 2 * TURN_SIDE else 60
+            face = np.array([0, 0, 80, 80, 0.95, 20, 30, 60, 30, 40, 45, 25, 60, 55, 60], float)
+            face[[0, 1, 2, 3, *range(5, 15)]] += left
+            return face[None]
+
+    assert Beside().detect(np.full((640, 640, 3), 128, np.uint8)) == []

@@ -20,6 +20,14 @@ def machine(monkeypatch):
     return pretend
 
 
+def test_apples_device_needs_autocast(machine, monkeypatch):
+    """PyTorch 2.4 raises for it even where it is switched off."""
+    machine(mps=True)
+    monkeypatch.setattr(torch.amp, "is_autocast_available", lambda kind: kind != "mps")
+    with pytest.raises(OptionError, match=r"device 'mps': needs PyTorch 2\.5 or newer"):
+        choose_device("mps")
+
+
 def test_those_that_are_there(machine):
     machine()
     assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
