@@ -39,9 +39,10 @@ AREAS = {
 START = 300  # seconds that a process may take until it is ready
 PAGE = """# Reliability
 
-What happens to odd, damaged and very large inputs, and after a crash. `scripts/fuzz.py` tries random inputs and counts what a
-user could rightly complain about: a traceback, an error that names neither file nor key, more than 20 seconds, half a file
-under a real name, a picture other than the right one. This page is its output:
+What odd, damaged and very large inputs did to the commands, and `kill -9`. `scripts/fuzz.py` tries random inputs and
+counts what a user could rightly complain about: a traceback, an error that names neither file nor key, a command that
+takes more than 20 seconds, half a file under a real name, or a picture that is not the right one. This page is its
+output, on two busy CPU cores:
 
 ```
 {commands}
@@ -51,12 +52,23 @@ under a real name, a picture other than the right one. This page is its output:
 |---|---|---|
 {rows}
 
-- **What is right** is known without this library's reading: a whole photo's pixels from how it was made, those of a damaged one
-  from OpenCV and tifffile. Where no face is, the result must show these pixels.
-- **Options** that the check passes must train one step, or end with an error that names the file or key.
-- **Kills** are `kill -9` at a random moment. Afterwards no file under a real name may be incomplete, and the next run must end
-  well, leave nothing hidden, and give what an uninterrupted run gives; a training loses at most one interval of saving.
-- `pytest tests/fuzz` tries a few seeded cases of most kinds with every test run. `--only NUMBER` repeats one case of a run.
+- **Photos** of every format, mode and layout that Pillow, OpenCV and tifffile write, 1 to 257 pixels a side; damaged
+  ones are cut off, have other bits, or other fields in their headers with the checksums made right again. What a
+  whole one holds is known from how it was made, what a damaged one holds from OpenCV and tifffile, as far as they can
+  read it and agree; where no face is, the result must show that. Of a damaged JPEG 2000, a damaged header of a BMP,
+  and a face that is already aligned, the pixels are not compared.
+- **Option files** are those that ship, for small networks, with one to three changes. Those that the check passes
+  must train a step, or end with an error that names the file or key.
+- **Weights and training states** go through `sgpn weights show`, `verify` and `convert`, `sgpn restore --weights`,
+  and a training that begins with them or goes on from them. None may run code, and `verify` must see every changed
+  number of a checkpoint.
+- **After a kill** at a random moment, no file under a real name may be incomplete. The next run must end well, leave
+  nothing hidden, and give what a run without a kill gives; a training loses at most one interval of saving.
+- **Large inputs** have no limit of 20 seconds; their rows say how long they took. Far from the faces, photos must
+  be as they were.
+
+`pytest tests/fuzz` tries a few cases of most kinds with every run of the tests, and `--only NUMBER` repeats one case
+of a long run.
 """
 
 
