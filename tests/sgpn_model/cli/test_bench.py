@@ -111,7 +111,7 @@ def test_gflop_of_the_paper_network():
         (["--precision", "fp16", "--device", "cpu"], "'fp16' needs CUDA"),
         (["--weights", "nothing"], "weights 'nothing'"),
         (["--photo", "nowhere.jpg"], "nowhere.jpg"),
-        (["--device", "tpu9"], "device 'tpu9'"),
+        (["--device", "tpu9"], "device: expected auto, cpu, cuda, cuda:NUMBER or mps, found 'tpu9'"),
     ],
 )
 def test_refusals(arguments, told, tmp_path, capsys):
