@@ -517,7 +517,7 @@ class TestRefusals:
             ({"train.losses.pixel.type": "L1Los"}, "train.losses.pixel.type: unknown name 'L1Los'.*'L1Loss'"),
             ({"train.losses.pixel.weight": 1}, "train.losses.pixel.weight: unknown option"),
             ({"train.losses.pixel.reduction": "x"}, "train.losses.pixel: "),
-            ({"train": {}}, "train: this option is missing"),
+            ({"train": {}}, "train.total_iter: this option is missing"),
             ({"train": None}, "train: this option is missing"),
             ({"precision": "bf61"}, "precision: unknown value.*'bf16'"),
             ({"model_type": "SGPNModle"}, "model_type: unknown name 'SGPNModle'.*'SGPNModel'"),
