@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import importlib.metadata
+import inspect
 import logging
 import math
 import random
@@ -193,6 +194,12 @@ class TrainingModel:
             network = build_network(self.opt[name])
         except ValueError as error:
             raise OptionError(f"{name}: {error}") from error
+        if name == "network_d":
+            inputs = inspect.signature(network.forward).parameters.values()
+            if sum(each.default is each.empty and each.kind is not each.VAR_KEYWORD for each in inputs) != 1:
+                raise OptionError(
+                    f"network_d.type: {self.opt[name]['type']} is no discriminator, which takes a picture and nothing else"
+                )
         if pretrained:
             self.load(network, pretrained, name)
         return network.to(self.device).to(memory_format=self.memory_format)

@@ -527,6 +527,7 @@ class TestRefusals:
             ({"datasets.train.batch_size_per_gpu": 7}, "batch_size_per_gpu: 7 is more than the 6 images"),
             ({"network_g": None}, "network_g: this section is missing; SGPNModel needs network_g"),
             ({"network_g.type": "SGPM"}, "network_g.type: .*SGPM.*'SGPN'"),
+            ({"network_d.type": "SGPN"}, "network_d.type: SGPN is no discriminator"),
             ({"network_g.coeff_dim": 9}, "network_g.coeff_dim: is 9, but network_shape gives"),
             ({"network_shape.id_dim": 9}, "network_shape: the regressor gives"),
             ({"path.pretrain_network_g": "/nowhere"}, "/nowhere: no such file of weights"),
