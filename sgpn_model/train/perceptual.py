@@ -3,6 +3,7 @@
 They stand in for VGG's where those cannot be had: everything computed from them carries ``mnv2`` in its name.
 """
 
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -39,10 +40,14 @@ class MobileNetFeatures(nn.Module):
         return super().train(False)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        x = ((image + 1) / 2 - self.mean) / self.std
-        taken = []
-        for index, stage in enumerate(self.stages):
-            x = stage(x)
-            if index in TAPS:
-                taken.append(x)
-        return taken
+        return tapped(self.stages, ((image + 1) / 2 - self.mean) / self.std, TAPS)
+
+
+def tapped(stages: Iterable[nn.Module], x: Tensor, taps: Collection[int]) -> list[Tensor]:
+    """What the stages whose numbers are in ``taps`` give, one stage after the other."""
+    taken = []
+    for index, stage in enumerate(stages):
+        x = stage(x)
+        if index in taps:
+            taken.append(x)
+    return taken
