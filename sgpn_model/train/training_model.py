@@ -195,11 +195,12 @@ class TrainingModel:
         except ValueError as error:
             raise OptionError(f"{name}: {error}") from error
         if name == "network_d":
-            inputs = inspect.signature(network.forward).parameters.values()
-            if sum(each.default is each.empty and each.kind is not each.VAR_KEYWORD for each in inputs) != 1:
+            try:
+                inspect.signature(network.forward).bind("picture")
+            except TypeError as error:
                 raise OptionError(
                     f"network_d.type: {self.opt[name]['type']} is no discriminator, which takes a picture and nothing else"
-                )
+                ) from error
         if pretrained:
             self.load(network, pretrained, name)
         return network.to(self.device).to(memory_format=self.memory_format)
