@@ -127,7 +127,8 @@ class FaceRestorationDataset(Dataset):
     """Pairs of a degraded and a good face, made of aligned square face images.
 
     An item is a dict: ``lq`` and ``hq`` float32 (3, S, S) RGB in [-1, 1]; ``points5`` float32 (5, 2) and
-    ``landmarks68`` float32 (68, 2) in OpenCV pixels of the item; ``path`` str; and with ``inpaint``
+    ``landmarks68`` float32 (68, 2) in OpenCV pixels of the item; ``path`` str; ``stored_size`` int, pixels of the photo as
+    it is stored, which is enlarged where that is less than S; and with ``inpaint``
     ``mask`` float32 (1, S, S), 1 in the hole, which is white in lq. With known landmarks, points5
     are derived from them (``five_points``); otherwise landmarks68 is NaN and points5 is the template,
     which aligned images follow.
@@ -182,14 +183,14 @@ class FaceRestorationDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         index = range(len(self))[index]  # negative indices, and IndexError past the end
         rng = self.generator(index)
-        used, image, landmarks = self._first_usable(index)
+        used, image, landmarks, stored = self._first_usable(index)
         points5 = template_points(self.template, self.size) if landmarks is None else five_points(landmarks)
         landmarks = np.full((68, 2), np.nan) if landmarks is None else landmarks
         if rng.random() < 0.5 and self.flips:
             image = cv2.flip(image, 1)  # contiguous, unlike a view, from which all that follows would be slow
             landmarks, points5 = mirror_points(landmarks, self.size), mirror_points(points5, self.size)
         degraded = image if self.degradation is None else self._degraded(image, rng)
-        mask = None if self.masks is None else self.masks(self.size, rng)
+        mask = None if self.masks is None else self._hole(rng)
         if mask is not None:
             degraded = fill_hole(degraded, mask)
         item = {
@@ -198,16 +199,22 @@ class FaceRestorationDataset(Dataset):
             "points5": torch.from_numpy(points5.astype(np.float32)),
             "landmarks68": torch.from_numpy(landmarks.astype(np.float32)),
             "path": str(self.paths[used]),
+            "stored_size": stored,
         }
         if mask is not None:
             item["mask"] = torch.from_numpy((mask > 0).astype(np.float32)[None])
         return item
 
+    def _hole(self, rng):
+        if rng.random() >= self.masks.options.probability:
+            return np.zeros((self.size, self.size), np.uint8)
+        return self.masks(self.size, rng)
+
     def _degraded(self, image, rng):
         return self.degradation(image.astype(np.float32) / np.float32(255), rng)
 
     def _first_usable(self, index):
-        """The first of index, index + 1, ... (cyclic) that can be used: (its index, image, landmarks or None)."""
+        """The first of index, index + 1, ... (cyclic) that can be used: (its index, image, landmarks or None, stored size)."""
         for candidate in range(index, index + len(self)):
             candidate %= len(self)
             loaded = self._load(candidate)
@@ -218,7 +225,7 @@ class FaceRestorationDataset(Dataset):
         )
 
     def _load(self, index):
-        """(uint8 (S, S, 3) BGR, landmarks (68, 2) at S or None) of an image, or None if it is unusable."""
+        """(uint8 (S, S, 3) BGR, landmarks (68, 2) at S or None, stored size) of an image, or None if it is unusable."""
         return self._read(index) if self._cache is None else self._cache[index]
 
     def _read(self, index):
@@ -232,7 +239,7 @@ class FaceRestorationDataset(Dataset):
         landmarks = self.landmarks[index]
         if landmarks is not None:
             landmarks = scale_points(landmarks, image.shape[0], self.size)
-        return self._resized(image, self.paths[index]), landmarks
+        return self._resized(image, self.paths[index]), landmarks, image.shape[0]
 
     def _note_unusable(self, index, why):
         self.unusable[index] = why

@@ -22,6 +22,8 @@ Part = Annotated[float, Gt(0), Le(1)]
 class MaskOptions(Options):
     """``datasets.PHASE.inpaint``: the holes; a range is [lo, hi] or one number, drawn uniformly."""
 
+    probability: Fraction = 1.0
+    """Chance that a picture has a hole: below 1, one network learns to restore and to fill holes."""
     area: Span[Part] = (0.05, 0.35)
     """Part of the picture that the hole covers."""
     strokes: Span[Annotated[int, Ge(1), Le(100)]] = (1, 6)

@@ -16,31 +16,31 @@ from sgpn_arch.ops import concat_leaky_relu, fir_kernel, fused_leaky_relu, upfir
 MIN_SIZE, MAX_SIZE = 64, 1024
 
 
-def resolutions(size: int) -> list[int]:
-    """The resolutions of a network for ``size`` pixels, from 4 up: ``[4, 8, ..., size]``.
+def resolutions(size: int, patch: int = 1) -> list[int]:
+    """The resolutions of a network for ``size`` pixels, from 4 up: ``[4, 8, ..., size / patch]``.
 
     Raises:
         ValueError: ``size`` is not a power of two from 64 to 1024.
     """
     if size not in [2**n for n in range(6, 11)]:
         raise ValueError(f"size is {size!r}; it must be a power of two from {MIN_SIZE} to {MAX_SIZE}")
-    return [2**n for n in range(2, size.bit_length())]
+    return [2**n for n in range(2, (size // patch).bit_length())]
 
 
-def channels_at(resolution: int, width: float, max_channels: int) -> int:
-    """Channels of the feature maps at one resolution: ``32768 * width / resolution``, within 8 and ``max_channels``.
+def channels_at(resolution: int, width: float, max_channels: int, min_channels: int = 8) -> int:
+    """Channels of the feature maps at one resolution: ``32768 * width / resolution``, within both bounds.
 
     With width 1 and max_channels 512 these are the released network's: 64 at 512, 128 at 256, ..., 512 from 64 down.
 
     Raises:
-        ValueError: ``width`` is not positive or ``max_channels`` is less than 8.
+        ValueError: ``width`` is not positive or ``max_channels`` is less than ``min_channels``.
     """
     if width <= 0:
         raise ValueError(f"width is {width!r}; it must be greater than 0 (1 is the released network's)")
-    if max_channels < 8:
-        raise ValueError(f"max_channels is {max_channels!r}; it must be at least 8")
+    if max_channels < min_channels:
+        raise ValueError(f"max_channels is {max_channels!r}; it must be at least {min_channels}")
     wanted = 32768 * width / resolution  # infinite for the widest
-    return max_channels if wanted >= max_channels else max(8, round(wanted))
+    return max_channels if wanted >= max_channels else max(min_channels, round(wanted))
 
 
 def check_image(name: str, image: torch.Tensor, size: int) -> None:
@@ -69,6 +69,12 @@ def check_inputs(network: Any, lq, render, coeffs) -> None:
 def quick_layout(x: torch.Tensor) -> torch.Tensor:
     """(N, C, H, W) unchanged in value; on the CPU in channels_last, where convolutions and blurs run much quicker."""
     return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+
+
+def within_patches(image: torch.Tensor, patch: int) -> torch.Tensor:
+    """(N, C, H, W) -> how each pixel differs from the mean of its square of ``patch`` by ``patch`` pixels; the same shape."""
+    mean = functional.avg_pool2d(image, patch)
+    return image - functional.interpolate(mean, scale_factor=patch, mode="nearest")
 
 
 class PixelNorm(nn.Module):
@@ -277,18 +283,19 @@ class StyledConv(nn.Module):
 class ToRGB(nn.Module):
     """Modulated 1x1 convolution to RGB, without demodulation, added to the upsampled picture of the scale before.
 
-    Pictures are summed in float32 or wider, under autocast too.
+    Each place becomes a square of ``patch`` by ``patch`` pixels. Pictures are summed in float32 or wider, under autocast too.
     """
 
-    def __init__(self, in_channels: int, style_dim: int, upsample: bool = True):
+    def __init__(self, in_channels: int, style_dim: int, upsample: bool = True, patch: int = 1):
         super().__init__()
-        self.conv = ModulatedConv2d(in_channels, 3, 1, style_dim, demodulate=False)
-        self.bias = nn.Parameter(torch.zeros(1, 3, 1, 1))
-        self.upsample = Upsample() if upsample else None
+        self.conv = ModulatedConv2d(in_channels, 3 * patch**2, 1, style_dim, demodulate=False)
+        self.bias = nn.Parameter(torch.zeros(1, 3 * patch**2, 1, 1))
+        self.upsample = nn.Sequential(*(Upsample() for _ in range(patch.bit_length()))) if upsample else None
+        self.patch = patch
 
     def forward(self, x: torch.Tensor, w: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
-        """(N, Cin, r, r), w and the (N, 3, r/2, r/2) picture so far (None at 4x4) -> (N, 3, r, r)."""
-        image = self.conv(x, w).to(self.bias.dtype) + self.bias
+        """(N, Cin, r, r), w and the (N, 3, r/2, r/2) picture so far (None at 4x4) -> (N, 3, patch r, patch r)."""
+        image = functional.pixel_shuffle(self.conv(x, w).to(self.bias.dtype) + self.bias, self.patch)
         return image if skip is None or self.upsample is None else image + self.upsample(skip)
 
 

@@ -58,6 +58,7 @@ PictureSize = Annotated[
     Predicate(lambda size: 64 <= size <= 1024 and size & (size - 1) == 0),
     Told("a power of two from 64 to 1024"),
 ]
+Patch = Literal[1, 2, 4]
 MappingLayers = Annotated[int, Ge(1), Le(64)]
 OddCount = Annotated[int, Ge(1), Predicate(lambda number: number % 2 == 1), Told("an odd whole number of at least 1")]
 Device = Annotated[

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from sgpn_arch.fusion_arch import LQOnly, find_fusion
 from sgpn_arch.inference.network import InferenceSGPN
@@ -21,8 +22,9 @@ from sgpn_arch.layers import (
     check_inputs,
     quick_layout,
     resolutions,
+    within_patches,
 )
-from sgpn_arch.ranges import Count, MappingLayers, PictureSize, Positive
+from sgpn_arch.ranges import Count, MappingLayers, Patch, PictureSize, Positive
 from sgpn_arch.registry import ARCH_REGISTRY
 
 
@@ -44,6 +46,10 @@ class SGPN(nn.Module):
         mapping_lr_mul: their learning-rate multiplier.
         fusion: registered name of the fusion: AFFB, SumFusion, LQOnly, ChannelSplitSFT or a plugin's.
         share_encoder: whether photo and rendering are encoded with the same weights (as in the released network).
+        min_channels: fewest channels at any resolution.
+        patch: side of the square of pixels that is one place of the finest maps, which then have size / patch pixels a side: a
+            network for 512 px costs little more than one for 256 px (a choice of ours; the paper's is 1). How the photo's pixels
+            differ within a square is added to the decoder's picture, so that this has to know nothing but their mean.
 
     Raises:
         ValueError: an argument is out of range, or ``fusion`` is unknown.
@@ -61,20 +67,22 @@ class SGPN(nn.Module):
         mapping_lr_mul: Positive = 0.01,
         fusion: str = "AFFB",
         share_encoder: bool = True,
+        min_channels: Count = 8,
+        patch: Patch = 1,
     ):
         super().__init__()
-        self.size = size
+        self.size, self.patch = size, patch
         self.coeff_dim = coeff_dim
         fusion_class = find_fusion(fusion)
         self.uses_render = fusion_class.uses_render
-        channels = {r: channels_at(r, width, max_channels) for r in resolutions(size)}
+        channels = {r: channels_at(r, width, max_channels, min_channels) for r in resolutions(size, patch)}
 
-        self.encoder = Encoder(channels, latent_dim)
+        self.encoder = Encoder(channels, latent_dim, patch)
         own_encoder = self.uses_render and not share_encoder
-        self.render_encoder = Encoder(channels, latent_dim) if own_encoder else None
+        self.render_encoder = Encoder(channels, latent_dim, patch) if own_encoder else None
         branches = 2 if self.uses_render else 1
         self.mapping = MappingNetwork(branches * latent_dim + coeff_dim, style_dim, mapping_layers, mapping_lr_mul)
-        self.decoder = Decoder(channels, style_dim, fusion_class)
+        self.decoder = Decoder(channels, style_dim, fusion_class, patch)
 
     @classmethod
     def from_released(cls, state_dict: Mapping[str, torch.Tensor]) -> "SGPN":
@@ -118,6 +126,8 @@ class SGPN(nn.Module):
         features_lq, features_3d, latents = self._encode(lq, render)
         w = self.mapping(torch.cat([*latents, coeffs.to(latents[0].dtype)], dim=1))
         image, masks = self.decoder(w, features_lq, features_3d)
+        if self.patch > 1:
+            image = image + within_patches(lq, self.patch)
         return (image, masks) if return_masks else image
 
     def for_inference(self, precision: str = "auto") -> "InferenceSGPN":
@@ -147,22 +157,24 @@ class Encoder(nn.Module):
     """A picture -> features at every scale and a latent: a 1x1 convolution, then stride 2 down to 4x4.
 
     Args:
-        channels: resolution -> channels, for 4 up to the picture's size.
+        channels: resolution -> channels, for 4 up to the picture's size / patch.
         latent_dim: length of the latent.
+        patch: side of the squares of pixels that the 1x1 convolution sees as one.
     """
 
-    def __init__(self, channels: dict[int, int], latent_dim: int):
+    def __init__(self, channels: dict[int, int], latent_dim: int, patch: int = 1):
         super().__init__()
+        self.patch = patch
         self.resolutions = sorted(channels, reverse=True)
         widths = [channels[r] for r in self.resolutions]
-        self.stages = nn.ModuleList([ConvLayer(3, widths[0], 1)])
+        self.stages = nn.ModuleList([ConvLayer(3 * patch**2, widths[0], 1)])
         for before, after in zip(widths, widths[1:], strict=False):
             self.stages.append(ConvLayer(before, after, 3, downsample=True))
         self.to_latent = EqualLinear(widths[-1] * 4 * 4, latent_dim, activate=True)
 
     def forward(self, image: torch.Tensor) -> tuple[dict[int, torch.Tensor], torch.Tensor]:
         """(N, 3, S, S) -> resolution -> (N, C, r, r), and (N, latent_dim)."""
-        features, x = {}, quick_layout(image)
+        features, x = {}, quick_layout(functional.pixel_unshuffle(image, self.patch))
         for resolution, stage in zip(self.resolutions, self.stages, strict=True):
             features[resolution] = x = stage(x)
         return features, self.to_latent(x.flatten(1))
@@ -194,12 +206,14 @@ class Decoder(nn.Module):
     """StyleGAN2's synthesis from 4x4 up, with spatial features concatenated where StyleGAN2 adds noise.
 
     Args:
-        channels: resolution -> channels, for 4 up to the picture's size.
+        channels: resolution -> channels, for 4 up to the picture's size / patch.
         style_dim: length of w.
         fusion: class of the fusion from 8x8 up; at 4x4 only the photo's features are used.
+        min_channels: fewest channels at any resolution.
+        patch: side of the square of pixels that the last ToRGB makes of each place.
     """
 
-    def __init__(self, channels: dict[int, int], style_dim: int, fusion: type[nn.Module]):
+    def __init__(self, channels: dict[int, int], style_dim: int, fusion: type[nn.Module], patch: int = 1):
         super().__init__()
         self.resolutions = sorted(channels)
         first = channels[4]
@@ -213,7 +227,7 @@ class Decoder(nn.Module):
             c = channels[resolution]
             self.convs.append(StyledConv(2 * before, c, style_dim, fusion(c), upsample=True))
             self.convs.append(StyledConv(2 * c, c, style_dim, fusion(c)))
-            self.to_rgbs.append(ToRGB(2 * c, style_dim))
+            self.to_rgbs.append(ToRGB(2 * c, style_dim, patch=patch if resolution == self.resolutions[-1] else 1))
             before = c
 
     def forward(

@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sgpn_arch.fusion_arch import mask_pictures
 from sgpn_arch.inference.strips import Masks, StripDecoder, StripEncoder, Workspace
-from sgpn_arch.layers import check_inputs
+from sgpn_arch.layers import check_inputs, within_patches
 
 if TYPE_CHECKING:
     from sgpn_arch.sgpn_arch import SGPN
@@ -57,6 +57,7 @@ class InferenceSGPN(nn.Module):
         device = next(network.parameters()).device
         self.precision = choose_precision(precision, device)
         self.size, self.coeff_dim, self.uses_render = network.size, network.coeff_dim, network.uses_render
+        self.finest = network.size // network.patch
         engine = CPUEngine if device.type == "cpu" else DeviceEngine
         self.engine = engine(network, DTYPES[self.precision])
 
@@ -69,13 +70,13 @@ class InferenceSGPN(nn.Module):
 
     @torch.inference_mode()
     def with_mask_picture(self, lq: Tensor, render: Tensor | None, coeffs: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The pictures (N, 3, size, size), and the mask picture (N, 1, size, size) of the finest scale.
+        """The pictures (N, 3, size, size), and the mask picture (N, 1, r, r) of the finest scale, r = size / patch.
 
         See :func:`sgpn_arch.fusion_arch.mask_pictures`; None for a fusion without masks. Much less memory than all masks.
         """
         check_inputs(self, lq, render, coeffs)
         image, masks = self.engine(lq, render, coeffs, "picture")
-        return image, mask_pictures(masks).get(self.size)
+        return image, mask_pictures(masks).get(self.finest)
 
 
 class CPUEngine:
@@ -88,7 +89,8 @@ class CPUEngine:
         self.render_encoder = self.encoder if own is None else StripEncoder(own, work)
         self.mapping = deepcopy(network.mapping)
         self.decoder = StripDecoder(network.decoder, work)
-        self.uses_render, self.size = network.uses_render, network.size
+        self.uses_render, self.finest = network.uses_render, network.size // network.patch
+        self.patch = network.patch
         self.busy = threading.Lock()
 
     def __call__(self, lq, render, coeffs, wanted: str):
@@ -107,8 +109,9 @@ class CPUEngine:
             features_3d, latent_3d = self.render_encoder(render, "render")
             latents.append(latent_3d)
         w = self.mapping(torch.cat([*latents, coeffs[None].to(latent.dtype)], dim=1))
-        masks = Masks(wanted, self.size)
-        return self.decoder(w, features_lq, features_3d, masks), masks
+        masks = Masks(wanted, self.finest)
+        picture = self.decoder(w, features_lq, features_3d, masks)
+        return picture if self.patch == 1 else picture + within_patches(lq[None], self.patch), masks
 
 
 class DeviceEngine:
@@ -145,7 +148,8 @@ class DeviceEngine:
             if wanted == "none":
                 return self.network(lq, render, coeffs), {}
             image, masks = self.network(lq, render, coeffs, return_masks=True)
-        return image, masks if wanted == "all" else {self.network.size: masks[self.network.size]}
+        finest = self.network.size // self.network.patch
+        return image, masks if wanted == "all" else {finest: masks[finest]}
 
 
 class Graph:

@@ -123,7 +123,7 @@ class StripEncoder:
 
     def __init__(self, encoder: "Encoder", work: Workspace):
         self.work = work
-        self.resolutions = encoder.resolutions
+        self.resolutions, self.patch = encoder.resolutions, encoder.patch
         stages: list[Any] = list(encoder.stages)
         first, *rest = stages
         # sqrt(2) lrelu(x + b) = lrelu(sqrt(2) x + sqrt(2) b), so that the gain costs nothing.
@@ -151,7 +151,7 @@ class StripEncoder:
         return self.work.canvas(f"{name}{resolution}", resolution, resolution, channels, ENCODER_BORDER)
 
     def _from_rgb(self, picture: Tensor, canvas: Tensor) -> Tensor:
-        pixels = picture.permute(1, 2, 0).to(self.work.dtype).contiguous()
+        pixels = functional.pixel_unshuffle(picture, self.patch).permute(1, 2, 0).to(self.work.dtype).contiguous()
         inside = canvas[ENCODER_BORDER:-ENCODER_BORDER]
         for a, b in strips(canvas, ENCODER_BORDER, STRIP_BYTES):
             rows = flat(inside[a:b])
@@ -259,15 +259,15 @@ class StripToRGB:
         self.weight = (layer.conv.weight * layer.conv.scale).detach()[:, :, 0, 0].t().float()
         self.modulation = deepcopy(layer.conv.modulation)
         self.bias = layer.bias.detach().flatten().float().clone()
-        self.upsample = deepcopy(layer.upsample)
+        self.upsample, self.patch = deepcopy(layer.upsample), layer.patch
 
     def matrix(self, w: Tensor) -> Tensor:
-        """(2 C, 3): from a pixel's activations to its colour."""
+        """(2 C, 3 patch²): from a place's activations to the colours of its pixels."""
         return (self.modulation(w)[0].float()[:, None] * self.weight).to(self.work.dtype)
 
     def add(self, colours: Tensor, picture: Tensor | None) -> Tensor:
-        """The colours (r, r, 3) and the upsampled picture of the scale before -> (1, 3, r, r)."""
-        picture_here = nchw(colours.add_(self.bias))
+        """The colours (r, r, 3 patch²) and the upsampled picture of the scale before -> (1, 3, patch r, patch r)."""
+        picture_here = functional.pixel_shuffle(nchw(colours.add_(self.bias)), self.patch)
         return picture_here if picture is None or self.upsample is None else picture_here.add_(self.upsample(picture))
 
 
@@ -303,7 +303,7 @@ class StripDecoder:
             last = i + 1 == len(self.convs)
             x = None if last else self.work.canvas(name, size, size, 2 * conv.channels, DECODER_BORDER)
             to_rgb = self.to_rgbs[i // 2] if i % 2 == 0 else None
-            colours = torch.empty(size, size, 3) if to_rgb else None
+            colours = torch.empty(size, size, len(to_rgb.bias)) if to_rgb else None
             self._write(conv, source, x, None if last else styles[i + 1][0], to_rgb and to_rgb.matrix(w), colours)
             if to_rgb and colours is not None:
                 picture = to_rgb.add(colours, picture)

@@ -127,7 +127,7 @@ class FaceRestorer:
         detector: finds faces. The prior's ``protocol`` says how they are cut out and pasted back: "released" as the
             authors do it (but each from the untouched photo, so that the order of the faces does not matter).
         device: where the networks run.
-        task: what the weights were trained for: "restore", or "inpaint", that is to fill holes.
+        task: what the weights were trained for: "restore", "inpaint", that is to fill holes, or "restore and inpaint".
         precision: "fp32", "bf16", "fp16" (CUDA only) or "auto", which is what the device multiplies in hardware; see
             :func:`.choose_precision`. A network without ``for_inference`` keeps its own. On the demonstration's
             face bf16 and fp32 differ by at most 2 of 255 grey levels (PSNR 54 dB; 64 dB in the photo). "fp32" is the prior's too.
@@ -317,7 +317,7 @@ class FaceRestorer:
             raise ValueError("restore: the photo is empty")
         wanted = self.fidelity if fidelity is None else checked_fidelity(fidelity)
         hole = None if mask is None else hole_of(mask, bgr)
-        if hole is not None and self.task != "inpaint":
+        if hole is not None and "inpaint" not in self.task:
             LOGGER.warning(
                 "these weights were not trained to fill holes, so expect little of it; train some with options/task/inpaint.yml"
             )

@@ -85,7 +85,7 @@ class EfficientNetFeatures(nn.Module):
         try:
             given = read_pickle(path)
             kept = {key: value for key, value in given.items() if not key.startswith(("_conv_head", "_bn1", "_fc"))}
-            self.load_state_dict(kept)
+            self.load_state_dict(kept, assign=True)  # so that a network without memory for its weights gets them too
         except (CheckpointError, RuntimeError, AttributeError) as error:
             raise OptionError(f"weights: {path}: is not {FILE_NAME}: {error}") from error
         self.eval().requires_grad_(False)
@@ -120,20 +120,43 @@ class EfficientNetPerceptualLoss(nn.Module):
 
     Args:
         loss_weight: factor. weights: the file of weights; see :class:`EfficientNetFeatures`.
+        view: pictures with a larger side than this are looked at in a :func:`random_view` of this size.
     """
 
-    def __init__(self, loss_weight: Amount = 1.0, weights: str | None = None):
+    def __init__(self, loss_weight: Amount = 1.0, weights: str | None = None, view: Count = 512):
         super().__init__()
         self.loss_weight = loss_weight
+        self.view = view
         self.features = EfficientNetFeatures(weights)
 
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         """(N, 3, H, W) twice, RGB in [-1, 1] -> scalar."""
+        place = random_view(pred, self.view)
         with torch.no_grad():
-            wanted = self.features(target)
-        have = self.features(pred)
+            wanted = self.features(seen(target, self.view, place))
+        have = self.features(seen(pred, self.view, place))
         parts = [F.l1_loss(one, other) / other.abs().mean() for one, other in zip(have, wanted, strict=True)]
         return self.loss_weight * torch.stack(parts).mean()
+
+
+def random_view(image: Tensor, size: int) -> tuple[int, int] | None:
+    """How to look at a picture that is larger than ``size`` pixels: as a whole, or through a window of that size, each in half
+    of the draws. So features see both the face and its finest texture, in turns, at a fraction of the whole's price.
+
+    Returns:
+        where the window begins (top, left), drawn uniformly; None: the whole, as also for a picture that is not larger.
+    """
+    if image.shape[-1] <= size or torch.rand(()) < 0.5:
+        return None
+    top, left = (int(torch.randint(side - size + 1, ())) for side in image.shape[-2:])
+    return top, left
+
+
+def seen(image: Tensor, size: int, place: tuple[int, int] | None) -> Tensor:
+    """(N, 3, H, W), seen as :func:`random_view` says; a whole that is larger than ``size`` is averaged down to it."""
+    if place is not None:
+        return image[:, :, place[0] : place[0] + size, place[1] : place[1] + size]
+    return image if image.shape[-1] <= size else F.interpolate(image, size=(size, size), mode="area")
 
 
 @ARCH_REGISTRY.register()
@@ -145,28 +168,18 @@ class ProjectedDiscriminator(nn.Module):
 
     Args:
         size: side of the pictures. channels: of the mixed features, and of the heads. weights: see :class:`EfficientNetFeatures`.
+        view: pictures that are larger are looked at in a :func:`random_view` of this size; whole and window have heads of their own.
 
     Raises:
         OptionError: as EfficientNetFeatures does.
     """
 
-    def __init__(self, size: Count = 256, channels: Count = 64, weights: str | None = None):
+    def __init__(self, size: Count = 256, channels: Count = 64, weights: str | None = None, view: Count = 512):
         super().__init__()
-        self.size = size
+        self.size, self.view = size, min(view, size)
         # Not a part of the state: checkpoints would carry them.
         self._frozen = (EfficientNetFeatures(weights),)
-        widths = WIDTHS[1:]
-        self.across = nn.ModuleList(FixedConv(width, channels, 1) for width in widths)
-        self.down = nn.ModuleList(FixedConv(channels, channels, 3) for _ in widths)
-        self.heads = nn.ModuleList()
-        for stage in range(len(widths)):
-            layers: list[nn.Module] = []
-            side = size // 4 // 2**stage
-            while side > 8:  # to maps of 8 x 8 pixels or less
-                layers += [_normed(channels, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
-                side //= 2
-            layers += [_normed(channels, channels, 3, 1, 1), nn.LeakyReLU(0.2), _normed(channels, 1, 1, 1, 0)]
-            self.heads.append(nn.Sequential(*layers))
+        self.judges = nn.ModuleList(FeatureJudge(self.view, channels) for _ in range(1 if size == self.view else 2))
 
     def _apply(self, fn, recurse=True):
         self._frozen[0]._apply(fn)
@@ -180,7 +193,31 @@ class ProjectedDiscriminator(nn.Module):
         """
         if image.ndim != 4 or image.shape[1:] != (3, self.size, self.size):
             raise ValueError(f"image has shape {tuple(image.shape)}; expected (N, 3, {self.size}, {self.size})")
-        features = self._frozen[0](image)[1:]
+        place = random_view(image, self.view)
+        judge = self.judges[0 if place is None else 1]
+        return judge(self._frozen[0](seen(image, self.view, place))[1:])
+
+
+class FeatureJudge(nn.Module):
+    """Mixes the features of four stages of a picture of ``size`` pixels and judges each mixture."""
+
+    def __init__(self, size: int, channels: int):
+        super().__init__()
+        widths = WIDTHS[1:]
+        self.across = nn.ModuleList(FixedConv(width, channels, 1) for width in widths)
+        self.down = nn.ModuleList(FixedConv(channels, channels, 3) for _ in widths)
+        self.heads = nn.ModuleList()
+        for stage in range(len(widths)):
+            layers: list[nn.Module] = []
+            side = size // 4 // 2**stage
+            while side > 8:  # to maps of 8 x 8 pixels or less
+                layers += [_normed(channels, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
+                side //= 2
+            layers += [_normed(channels, channels, 3, 1, 1), nn.LeakyReLU(0.2), _normed(channels, 1, 1, 1, 0)]
+            self.heads.append(nn.Sequential(*layers))
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """The features of four stages, from fine to coarse -> logits (N, K)."""
         mixed = [across(part) for across, part in zip(self.across, features, strict=True)]
         below: Tensor | None = None
         logits = []

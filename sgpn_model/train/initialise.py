@@ -135,10 +135,11 @@ def _photo_to_rgb(conv: ModulatedConv2d) -> Tensor:
 def grow(network: SGPN, path: str | Path) -> None:
     """Initialises a fresh SGPN with one of half its size, so that it does at once what the small one did.
 
-    The result is the photo plus the small network's correction, enlarged; the small network's photo is the blurred and
-    halved one. The small network must have begun as :func:`start_from_input` makes it, and have the same channels at
-    the scales that both have. The finest scale of the decoder is new. (A choice of ours; Karras et al. 2018 grow their
-    networks too, by fading in.)
+    The result is the photo plus the small network's correction, enlarged; the small network's photo is the halved one.
+    Where ``patch`` is twice the small network's, the scales are the same, each place of the finest one makes four pixels for
+    one, and ``min_channels`` may be greater: what the further channels say counts for nothing at first. Otherwise the finest
+    scale of the decoder is new; the small network must then have begun as :func:`start_from_input` makes it, and have the
+    same channels at the scales that both have. (A choice of ours; Karras et al. 2018 grow their networks too, by fading in.)
 
     Raises:
         CheckpointError: the file holds no such network.
@@ -148,6 +149,9 @@ def grow(network: SGPN, path: str | Path) -> None:
     if not isinstance(small, SGPN) or 2 * small.size != network.size:
         found = f"a {type(small).__name__} of {getattr(small, 'size', '?')} px"
         raise CheckpointError(f"{path}: path.grow_from needs an SGPN of {network.size // 2} px, found {found}")
+    if network.patch != small.patch:
+        _grow_patch(network, small, path)
+        return
     start_from_input(network)
     ours, theirs = network.state_dict(), small.state_dict()
     renamed = {_grown_name(key): value for key, value in theirs.items() if ".stages.0." not in key}
@@ -159,6 +163,50 @@ def grow(network: SGPN, path: str | Path) -> None:
     to_rgb: Any = network.decoder.to_rgbs[-2].conv
     with torch.no_grad():  # the photo comes in at the finest scale now
         to_rgb.weight[:, _photo_channels(network, -2)] -= _photo_to_rgb(to_rgb)
+
+
+@torch.no_grad()
+def _grow_patch(network: SGPN, small: SGPN, path: Path) -> None:
+    """The small network on the means of four pixels, each of which gets what it adds to their mean."""
+    if (network.patch, small.patch) != (2, 1):
+        raise CheckpointError(f"{path}: is of patch {small.patch}; only from 1 to 2 can network_g.patch grow")
+    ours, grown = network.state_dict(), {}
+    before, after = (len(each.state_dict()["encoder.stages.0.bias"]) for each in (small, network))
+    for key, value in small.state_dict().items():
+        if key.endswith("encoder.stages.0.conv.weight"):
+            value = (
+                value.repeat_interleave(4, dim=1) / 2
+            )  # a quarter each; equalised learning halves what four as many give
+        elif key in (f"decoder.to_rgbs.{len(small.decoder.to_rgbs) - 1}.{part}" for part in ("conv.weight", "bias")):
+            value = value.repeat_interleave(4, dim=value.shape.index(3))
+        wanted = ours.get(key, value.new_empty(0))
+        grown[key] = value if value.shape == wanted.shape else _widened(value, wanted.clone(), before, after)
+        if grown[key] is None:
+            raise CheckpointError(
+                f"{path}: does not fit network_g at {key}; only its size and its finest channels may differ"
+            )
+    load_weights(network, {**ours, **grown}, path)
+
+
+def _widened(value: Tensor, fresh: Tensor, before: int, after: int) -> Tensor | None:
+    """``fresh``, with ``value`` where the old channels are and 0 where old ones would hear new ones; None: it does not fit.
+
+    A side is some groups (hidden, photo, rendering) of ``before`` channels, and of ``after`` channels in ``fresh``.
+    """
+    if value.ndim != fresh.ndim:
+        return None
+    places = []
+    for old, new in zip(value.shape, fresh.shape, strict=True):
+        groups = old // before if old != new else 1
+        if old != new and (old, new) != (groups * before, groups * after):
+            return None
+        own = before if old != new else old
+        places.append((torch.arange(groups)[:, None] * (new // groups) + torch.arange(own)).flatten())
+    if value.ndim == 4 and value.shape[1] != fresh.shape[1]:
+        fresh[places[0]] = 0
+        value = value * (fresh.shape[1] / value.shape[1]) ** 0.5  # equalised learning
+    fresh[torch.meshgrid(*places, indexing="ij")] = value
+    return fresh
 
 
 def _grown_name(key: str) -> str:

@@ -176,8 +176,9 @@ class SGPNModel(TrainingModel):
     def describe(self) -> dict:
         """What restoring needs beside the networks."""
         data = self.file.datasets.train
+        holes = getattr(data, "inpaint", None)
         return {
-            "task": "restore" if getattr(data, "inpaint", None) is None else "inpaint",
+            "task": "restore" if holes is None else "inpaint" if holes.probability == 1 else "restore and inpaint",
             "protocol": self.prior.protocol,
             "template": getattr(data, "template", "ffhq"),
             "size": self.networks["network_g"].size,
@@ -195,6 +196,7 @@ class SGPNModel(TrainingModel):
         super().feed_data(batch)
         self.photo = self.batch["lq"]
         self.photo_points5 = self.batch["points5"]
+        self._stored = self.batch.get("stored_size", torch.full((len(self.photo),), self.size)).cpu()
         given = self.photo.shape[-1]
         if given == self.size:
             return
@@ -206,10 +208,10 @@ class SGPNModel(TrainingModel):
     def optimize_parameters(self, step: int) -> None:
         """One step of generator and regressor, then one of the discriminator."""
         self.log = {}
-        adversarial = self.gan is not None and step >= self.gan.start_iter
+        adversarial = self.gan is not None and step >= self.gan.start_iter and bool(self._sharp.any())
         output = self._generator_step(adversarial, step)
         if adversarial:
-            self._discriminator_step(output.detach(), step)
+            self._discriminator_step(output.detach()[self._sharp], step)
         self.update_average(step)
 
     def _generator_step(self, adversarial: bool, step: int) -> Tensor:
@@ -217,14 +219,30 @@ class SGPNModel(TrainingModel):
         with torch.set_grad_enabled(self.train_opt.train_shape):
             shape = self._input_shape()
         output = self._restore(self.networks["network_g"], shape)
-        parts = {name: loss(output, truth) for name, loss in self.image_losses.items()}
+        compared = self._as_stored(output), self._as_stored(truth)
+        parts = {name: loss(*compared) for name, loss in self.image_losses.items()}
         parts.update(self._shape_losses(output, shape, step))
         if adversarial:
-            parts["adv"] = self.gan.loss_weight * nonsaturating_loss(self._judge(output), real=True)
+            parts["adv"] = self.gan.loss_weight * nonsaturating_loss(self._judge(output[self._sharp]), real=True)
         self.log.update({f"l_{name}": value.item() for name, value in parts.items()})
         total = sum(parts.values())
         self.step_optimizer(["optim_g", "optim_shape"] if self.train_opt.train_shape else "optim_g", total)
         return output
+
+    @property
+    def _sharp(self) -> Tensor:
+        """Which photos (N,) are not enlarged: only these are examples of what the discriminator should take for real."""
+        return self._stored >= self.size
+
+    def _as_stored(self, images: Tensor) -> Tensor:
+        """Pictures (N, 3, S, S) without what enlarged photos of this batch lack, so that no loss asks for their blur."""
+        rows = []
+        for image, stored in zip(images.split(1), self._stored.tolist(), strict=True):
+            if stored < self.size:
+                small = F.interpolate(image, size=stored, mode="area")
+                image = F.interpolate(small, size=self.size, mode="bicubic", align_corners=False)
+            rows.append(image)
+        return torch.cat(rows)
 
     def _shape(self, prior: ShapePrior, images: Tensor) -> ShapeResult:
         transform = prior.transform(self.batch["points5"], images.shape[-1])
@@ -275,7 +293,7 @@ class SGPNModel(TrainingModel):
 
     def _discriminator_step(self, fake: Tensor, step: int) -> None:
         discriminator = self.networks["network_d"]
-        real = self.batch["hq"]
+        real = self.batch["hq"][self._sharp]
         lazy = self.gan.r1_weight and step % self.gan.r1_every == 0
         discriminator.requires_grad_(True)
         loss = nonsaturating_loss(self._judge(real), real=True) + nonsaturating_loss(self._judge(fake), real=False)

@@ -87,7 +87,7 @@ class Metadata(_Described):
     protocol: str = "open"
     """How a crop is brought to the regressor, see :class:`ShapePrior`."""
     task: str = "restore"
-    """What it was trained for: "restore" or "inpaint"."""
+    """What it was trained for: "restore", "inpaint", or "restore and inpaint"."""
     morphable_model: ModelFacts | None = None
     """The model that its coefficients are of."""
     step: Whole | None = None

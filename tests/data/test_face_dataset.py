@@ -105,6 +105,8 @@ class TestItems:
         with caplog.at_level(logging.WARNING, "sgpn"):
             assert faces[0]["hq"].shape == faces[1]["hq"].shape == (3, 128, 128)
         assert caplog.text.count("min_size") == 1
+        for item in (faces[0], dataset(folder, size=128, cache="ram")[1]):
+            assert item["stored_size"] == cv2.imread(item["path"]).shape[0] < 128
 
 
 class TestInpainting:
@@ -117,6 +119,14 @@ class TestInpainting:
             hole = mask.bool().expand(3, -1, -1)
             assert (item["lq"][hole] - 1).abs().max() < 1e-6
             assert torch.equal(item["lq"][~hole], item["hq"][~hole])
+
+    def test_only_some_pictures_have_a_hole(self, folder):
+        faces, holes = dataset(folder, degradation=None, inpaint={"probability": 0.3}), []
+        for epoch in range(40):
+            faces.set_epoch(epoch)
+            holes += [bool(faces[index]["mask"].any()) for index in range(6)]
+            assert torch.equal(faces[0]["lq"], faces[0]["hq"]) != holes[-6]
+        assert 0.2 < np.mean(holes) < 0.4
 
     def test_the_hole_is_cut_into_the_degraded_photo(self, folder):
         """The last of an item's draws, so all else is as without it."""

@@ -70,7 +70,7 @@ def plain(net, inputs):
 
 
 @pytest.mark.parametrize("fusion", ["AFFB", "SumFusion", "LQOnly", "Swirl"])
-@pytest.mark.parametrize("options", [{}, {"share_encoder": False}, {"max_channels": 80, "width": 0.03}])
+@pytest.mark.parametrize("options", [{}, {"share_encoder": False}, {"max_channels": 80, "width": 0.03}, {"patch": 2}])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_fp32_agrees(fusion, options, batch):
     net, inputs = network(fusion=fusion, **options), faces(batch=batch)

@@ -131,6 +131,37 @@ def test_every_size_gives_its_size(size):
     assert list(masks) == [2**n for n in range(3, size.bit_length())]
 
 
+@pytest.mark.parametrize("patch", [2, 4])
+def test_a_patch_of_pixels_is_one_place_of_the_finest_maps(patch):
+    """Its pixels are the channels of what a network without patches would see, and of what its last ToRGB makes."""
+    network = _learn_weights(SGPN(**{**TINY, "size": 64 * patch, "patch": patch})).eval()
+    lq, render, coeffs = _inputs(2, 64 * patch)
+
+    def squares(image):  # (N, 3, S, S) -> (N, 3, patch, patch, 64, 64)
+        return image.reshape(2, 3, 64, patch, 64, patch).permute(0, 1, 3, 5, 2, 4)
+
+    parts = [_encode(network.encoder, squares(image).flatten(1, 3)) for image in (lq, render)]
+    w = network.mapping(torch.cat([parts[0][1], parts[1][1], coeffs], 1))
+    last = network.decoder.to_rgbs[-1]
+    made = {}
+    last.register_forward_hook(lambda layer, given, result: made.update(x=given[0], before=given[2], result=result))
+    _decode(network.decoder, w, parts[0][0], parts[1][0])
+    colours = last.conv(made["x"], w) + last.bias
+    picture = colours.reshape(2, 3, patch, patch, 64, 64) + squares(last.upsample(made["before"]))
+    own = squares(lq)
+    picture = picture + own - own.mean(dim=(2, 3), keepdim=True)
+    image, masks = network(lq, render, coeffs, return_masks=True)
+    torch.testing.assert_close(squares(image), picture, atol=1e-5, rtol=1e-4)
+    assert list(masks) == [8, 16, 32, 64] and masks[64][0].shape[-1] == 64
+
+
+def test_fewest_channels():
+    network = SGPN(**{**TINY, "min_channels": 12})
+    assert [stage.conv.weight.shape[0] for stage in network.encoder.stages] == [12] * 5
+    with pytest.raises(ValueError, match="max_channels is 12; it must be at least 13"):
+        SGPN(**{**TINY, "min_channels": 13})
+
+
 @pytest.mark.parametrize("size", [512, 1024])
 def test_large_sizes_have_a_stage_and_two_convolutions_per_scale(size):
     with torch.device("meta"):

@@ -153,6 +153,26 @@ def test_the_loss_is_the_mean_of_each_stages_relative_difference(state, weights)
     assert output.grad.abs().sum() > 0 and loss(truth, truth) == 0
 
 
+def test_a_large_picture_is_looked_at_as_a_whole_or_through_a_window(weights):
+    """At a view of 64, the loss of 128 px is that of the halved pictures, or that of some window, the same in both."""
+    truth, output = pictures(size=128), pictures(size=128, seed=2)
+    small = efficientnet.EfficientNetPerceptualLoss(weights=weights)
+    loss = efficientnet.EfficientNetPerceptualLoss(weights=weights, view=64)
+    whole = small(F.avg_pool2d(output, 2), F.avg_pool2d(truth, 2)).item()
+    kinds = []
+    for seed in range(12):
+        torch.manual_seed(seed)
+        value = loss(output, truth).item()
+        torch.manual_seed(seed)
+        place = efficientnet.random_view(output, 64)
+        kinds.append(place is None)
+        if place is not None:
+            assert all(0 <= corner <= 64 for corner in place)
+            window = (..., slice(place[0], place[0] + 64), slice(place[1], place[1] + 64))
+        assert value == pytest.approx(whole if place is None else small(output[window], truth[window]).item(), rel=1e-4)
+    assert 2 < sum(kinds) < 10
+
+
 class TestDiscriminator:
     @pytest.fixture
     def discriminator(self, weights):
@@ -163,9 +183,9 @@ class TestDiscriminator:
     def test_only_the_heads_learn_and_only_they_and_the_mixing_are_saved(self, discriminator):
         discriminator.requires_grad_(False).requires_grad_(True)  # as a stage does around its own step
         learning = {name for name, parameter in discriminator.named_parameters() if parameter.requires_grad}
-        assert learning and all(name.startswith("heads.") for name in learning)
+        assert learning and all(name.startswith("judges.0.heads.") for name in learning)
         saved = discriminator.state_dict()
-        assert {name.split(".")[0] for name in saved} == {"heads", "across", "down"}
+        assert {name.split(".")[2] for name in saved} == {"heads", "across", "down"}
 
     def test_it_learns_to_tell_two_kinds_of_pictures_apart(self, discriminator):
         """Noise and smooth noise: after some steps every real one has greater logits than every fake one."""
@@ -187,6 +207,20 @@ class TestDiscriminator:
         image = pictures(1).requires_grad_(True)
         discriminator(image).sum().backward()
         assert image.grad.abs().sum() > 0
+
+    def test_whole_and_window_have_heads_of_their_own(self, weights):
+        torch.manual_seed(0)
+        large = efficientnet.ProjectedDiscriminator(size=128, channels=16, weights=weights, view=64)
+        touched = set()
+        for _ in range(12):
+            image = pictures(1, 128).requires_grad_(True)
+            large.zero_grad()
+            large(image).sum().backward()
+            learnt = {name.split(".")[1] for name, p in large.named_parameters() if p.grad is not None}
+            share = (image.grad.abs().sum(1) > 0).float().mean().item()
+            assert learnt == ({"0"} if share > 0.9 else {"1"}) and (share > 0.9 or 0.2 < share <= 0.25)
+            touched |= learnt
+        assert touched == {"0", "1"}
 
     def test_another_size_is_refused(self, discriminator):
         with pytest.raises(ValueError, match=r"expected \(N, 3, 64, 64\)"):

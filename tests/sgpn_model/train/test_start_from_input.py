@@ -141,9 +141,37 @@ def test_a_grown_network_does_what_the_small_one_did(small, tmp_path):
     assert (found - wanted)[inner].abs().mean() < 0.1 * wanted[inner].abs().mean()
 
 
+@pytest.mark.parametrize("channels", [8, 30])
+def test_a_network_grown_by_a_patch_gives_each_of_four_pixels_what_the_small_one_gives_their_mean(
+    small, tmp_path, channels
+):
+    """Exactly, where only the finest scale makes colours; 30 channels of that scale are four more than the small one's 26."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():  # as trained: nothing is zero that counts
+        for value in [*small.encoder.parameters(), *small.decoder.convs.parameters()]:
+            value += 0.1 * torch.randn(value.shape, generator=generator)
+        finest = small.decoder.to_rgbs[-1]
+        finest.conv.weight += 0.05 * torch.randn(finest.conv.weight.shape, generator=generator)
+    large = build_network({**OPTIONS, "size": 128, "patch": 2, "min_channels": channels}).eval()
+    grow(large, saved(small, tmp_path / "small.safetensors"))
+    photo, render = (torch.rand(2, 3, 128, 128, generator=generator) * 2 - 1 for _ in range(2))
+    coeffs = torch.randn(2, 5, generator=generator)
+    with torch.no_grad():
+        found = large(photo, render, coeffs) - photo
+        halves = [F.avg_pool2d(image, 2) for image in (photo, render)]
+        correction = small(*halves, coeffs) - halves[0]
+    assert (found - correction.repeat_interleave(2, 2).repeat_interleave(2, 3)).abs().max() < 1e-4
+    assert correction.abs().mean() > 0.01
+
+
 def test_only_a_network_of_half_the_size_grows(small, tmp_path):
     path = saved(small, tmp_path / "small.safetensors")
     with pytest.raises(CheckpointError, match="an SGPN of 128 px, found a SGPN of 64 px"):
         grow(build_network({**OPTIONS, "size": 256}), path)
     with pytest.raises(CheckpointError, match="does not fit network_g at .*only its size may differ"):
         grow(build_network({**OPTIONS, "size": 128, "style_dim": 8}), path)
+    for changes in ({"style_dim": 8}, {"min_channels": 31, "max_channels": 40}):
+        with pytest.raises(CheckpointError, match="does not fit network_g at .*and its finest channels may differ"):
+            grow(build_network({**OPTIONS, "size": 128, "patch": 2, **changes}), path)
+    with pytest.raises(CheckpointError, match="only from 1 to 2"):
+        grow(build_network({**OPTIONS, "size": 128, "patch": 4}), path)

@@ -384,6 +384,28 @@ def test_what_a_joint_step_changes_and_what_it_does_not(faces, tmp_path):
     assert not any(parameter.requires_grad for parameter in model.networks["network_d"].parameters())
 
 
+def test_enlarged_photos_are_no_examples_of_sharp_ones(faces, tmp_path):
+    """They teach the discriminator nothing, and what the generator draws finer than they are does not count."""
+    options = sgpn_options(faces, tmp_path)
+    for network in ("network_g", "network_d"):
+        options[network]["size"] = 2 * SIZE
+    options["datasets"]["train"]["size"] = 2 * SIZE
+    model = build_model(SGPNModel, options)
+    judge = copied(model.networks["network_d"])
+    seen = []
+    model.image_losses = {"pixel": lambda output, truth: seen.append((output, truth)) or (output - truth).abs().mean()}
+    batch = first_batch(options)
+    assert batch["stored_size"].tolist() == [SIZE, SIZE]
+    log = model.train_step([batch], 0)
+    assert {"l_adv", "l_d"}.isdisjoint(log) and same(judge, copied(model.networks["network_d"]))
+    for image in seen[0]:  # nothing is left at the highest frequency
+        checks = (image[..., ::2, ::2] + image[..., 1::2, 1::2] - image[..., ::2, 1::2] - image[..., 1::2, ::2]).abs()
+        assert checks.mean() < 0.05 * image.std()
+    batch["stored_size"][0] = 2 * SIZE  # as if one were not
+    assert {"l_adv", "l_d"} <= set(model.train_step([batch], 1))
+    assert torch.equal(seen[1][1][0], batch["hq"][0]) and not torch.equal(seen[1][1][1], batch["hq"][1])
+
+
 def test_a_regressor_that_does_not_learn_stays_as_it_is(faces, tmp_path):
     options = sgpn_options(faces, tmp_path, train_shape=False, landmark_every=2, gan={"start_iter": 1})
     del options["train"]["optim_shape"]
