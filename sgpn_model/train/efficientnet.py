@@ -168,7 +168,7 @@ class ProjectedDiscriminator(nn.Module):
 
     Args:
         size: side of the pictures. channels: of the mixed features, and of the heads. weights: see :class:`EfficientNetFeatures`.
-        view: pictures that are larger are looked at in a :func:`random_view` of this size; whole and window have heads of their own.
+        view: larger pictures are looked at in a :func:`random_view` of this size; whole and window have heads of their own.
 
     Raises:
         OptionError: as EfficientNetFeatures does.
