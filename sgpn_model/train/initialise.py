@@ -170,7 +170,7 @@ def _grow_patch(network: SGPN, small: SGPN, path: Path) -> None:
     """The small network on the means of four pixels, each of which gets what it adds to their mean."""
     if (network.patch, small.patch) != (2, 1):
         raise CheckpointError(f"{path}: is of patch {small.patch}; only from 1 to 2 can network_g.patch grow")
-    ours, grown = network.state_dict(), dict[str, Tensor]()
+    ours, grown = network.state_dict(), dict[str, Any]()
     before, after = (len(each.state_dict()["encoder.stages.0.bias"]) for each in (small, network))
     for key, value in small.state_dict().items():
         if key.endswith("encoder.stages.0.conv.weight"):
