@@ -208,10 +208,10 @@ class SGPNModel(TrainingModel):
     def optimize_parameters(self, step: int) -> None:
         """One step of generator and regressor, then one of the discriminator."""
         self.log = {}
-        adversarial = self.gan is not None and step >= self.gan.start_iter and bool(self._sharp.any())
+        adversarial = self.gan is not None and step >= self.gan.start_iter
         output = self._generator_step(adversarial, step)
         if adversarial:
-            self._discriminator_step(output.detach()[self._sharp], step)
+            self._discriminator_step(output.detach(), step)
         self.update_average(step)
 
     def _generator_step(self, adversarial: bool, step: int) -> Tensor:
@@ -223,16 +223,19 @@ class SGPNModel(TrainingModel):
         parts = {name: loss(*compared) for name, loss in self.image_losses.items()}
         parts.update(self._shape_losses(output, shape, step))
         if adversarial:
-            parts["adv"] = self.gan.loss_weight * nonsaturating_loss(self._judge(output[self._sharp]), real=True)
+            chosen, count = self._examples()
+            parts["adv"] = count * self.gan.loss_weight * nonsaturating_loss(self._judge(output[chosen]), real=True)
         self.log.update({f"l_{name}": value.item() for name, value in parts.items()})
         total = sum(parts.values())
         self.step_optimizer(["optim_g", "optim_shape"] if self.train_opt.train_shape else "optim_g", total)
         return output
 
-    @property
-    def _sharp(self) -> Tensor:
-        """Which photos (N,) are not enlarged: only these are examples of what the discriminator should take for real."""
-        return self._stored >= self.size
+    def _examples(self) -> tuple[Tensor, float]:
+        """Which photos (N,) are examples of what the discriminator should take for real: those that are not enlarged; and what
+        they count: 0, in a batch of enlarged ones only, rather than no step, for another process may have better ones.
+        """
+        sharp = self._stored >= self.size
+        return (sharp, 1.0) if sharp.any() else (~sharp, 0.0)
 
     def _as_stored(self, images: Tensor) -> Tensor:
         """Pictures (N, 3, S, S) without what enlarged photos of this batch lack, so that no loss asks for their blur."""
@@ -293,13 +296,15 @@ class SGPNModel(TrainingModel):
 
     def _discriminator_step(self, fake: Tensor, step: int) -> None:
         discriminator = self.networks["network_d"]
-        real = self.batch["hq"][self._sharp]
+        chosen, count = self._examples()
+        real = self.batch["hq"][chosen]
         lazy = self.gan.r1_weight and step % self.gan.r1_every == 0
         discriminator.requires_grad_(True)
-        loss = nonsaturating_loss(self._judge(real), real=True) + nonsaturating_loss(self._judge(fake), real=False)
+        logits = self._judge(real), self._judge(fake[chosen])
+        loss = count * (nonsaturating_loss(logits[0], real=True) + nonsaturating_loss(logits[1], real=False))
         self.log["l_d"] = loss.item()
         if lazy:
-            loss = loss + self._r1(discriminator, real)
+            loss = loss + count * self._r1(discriminator, real)
         self.step_optimizer("optim_d", loss)
         discriminator.requires_grad_(False)
 
