@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from sgpn_arch.ops import concat_leaky_relu, fir_kernel, fused_leaky_relu, upfirdn2d, upsample2d
+from sgpn_arch.ops import concat_leaky_relu, convolution, fir_kernel, fused_leaky_relu, upfirdn2d, upsample2d
 
 MIN_SIZE, MAX_SIZE = 64, 1024
 
@@ -55,14 +55,14 @@ def check_image(name: str, image: torch.Tensor, size: int) -> None:
 def check_inputs(network: Any, lq, render, coeffs) -> None:
     """Raises ValueError unless the inputs are what an SGPN takes; ``network`` has its size, coeff_dim and uses_render."""
     check_image("lq", lq, network.size)
-    if tuple(coeffs.shape) != (lq.shape[0], network.coeff_dim):  # not len(): see SGPN._encode
-        raise ValueError(f"coeffs has shape {tuple(coeffs.shape)}; expected ({lq.shape[0]}, {network.coeff_dim})")
+    if tuple(coeffs.shape) != (len(lq), network.coeff_dim):
+        raise ValueError(f"coeffs has shape {tuple(coeffs.shape)}; expected ({len(lq)}, {network.coeff_dim})")
     if not network.uses_render:
         return
     if render is None:
         raise ValueError("render is None, but this network's fusion needs the rendering; only LQOnly does not")
     check_image("render", render, network.size)
-    if render.shape[0] != lq.shape[0]:
+    if len(render) != len(lq):
         raise ValueError(f"render has {len(render)} pictures, lq has {len(lq)}")
 
 
@@ -135,7 +135,7 @@ class EqualConv2d(nn.Module):
         self.padding = padding
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.conv2d(x, self.weight * self.scale, self.bias, self.stride, self.padding)
+        return convolution(x, self.weight * self.scale, self.bias, self.stride, self.padding)
 
 
 class Blur(nn.Module):
@@ -222,8 +222,8 @@ class ModulatedConv2d(nn.Module):
 
     def _convolve(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         if self.blur is None:
-            return functional.conv2d(x, weight, padding=self.padding)
-        return self.blur(functional.conv_transpose2d(x, weight.transpose(0, 1), stride=2))
+            return convolution(x, weight, padding=self.padding)
+        return self.blur(convolution(x, weight.transpose(0, 1), stride=2, transposed=True))
 
     @staticmethod
     def _demodulation(style: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
