@@ -101,6 +101,24 @@ def _plain_concat_backward(grad, out, fused, weight, slope, gain):
     return above, below * weight.to(below.dtype), grad_weight, grad_bias
 
 
+def _loop_backward(grad, out, slope, gain):
+    from sgpn_arch.ops import loops
+
+    z = torch.empty_like(out)
+    to_bias = loops.run(loops.fused_leaky_relu_backward, (grad, out, z), (slope, gain), sums=out.shape[1])
+    return z, to_bias.to(out.dtype)
+
+
+def _loop_concat_backward(grad, out, fused, weight, slope, gain):
+    from sgpn_arch.ops import loops
+
+    both, channels = out.shape[1], fused.shape[1]
+    hidden, below = library.empty(out, (out.shape[0], both - channels, *out.shape[2:])), torch.empty_like(fused)
+    maps, numbers = (grad, out, fused, hidden, below), (weight.item(), slope, gain)
+    total = loops.run(loops.concat_leaky_relu_backward, maps, numbers, sums=both + channels).to(out.dtype)
+    return hidden, below, total[both:].sum().reshape(weight.shape), total[:both]
+
+
 def _saver(kept):
     """A setup_context that keeps the tensors ``kept(inputs, output)`` for the gradient, and slope and gain."""
 
@@ -170,6 +188,7 @@ library.declare(
     like=_like_backward,
     setup_context=_saver(lambda inputs, _: inputs[1:2]),
     backward=_second_backward,
+    loops=_loop_backward,
 )
 library.declare(
     "concat_leaky_relu(Tensor hidden, Tensor fused, Tensor weight, Tensor bias, float slope, float gain) -> Tensor",
@@ -185,4 +204,5 @@ library.declare(
     like=_like_concat_backward,
     setup_context=_saver(lambda inputs, _: inputs[:4]),
     backward=_second_concat_backward,
+    loops=_loop_concat_backward,
 )

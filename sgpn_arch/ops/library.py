@@ -28,6 +28,7 @@ FOLDER = Path(__file__).parent
 SOURCES = ("kernels.cu", "binding.cpp")
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LOCK_SECONDS = 900
+LARGE = 2**17  # values of a map; with fewer, starting a loop takes longer than it saves
 
 _LIBRARY = torch.library.Library("sgpn", "DEF")
 _wanted = True
@@ -39,6 +40,7 @@ def declare(
     like: Callable,
     setup_context: Callable,
     backward: Callable,
+    loops: Callable | None = None,
 ) -> None:
     """Declares ``torch.ops.sgpn.NAME``.
 
@@ -49,6 +51,7 @@ def declare(
         like: the arguments -> empty tensors like the results, for torch.compile.
         setup_context, backward: as :func:`torch.library.register_autograd` takes them; ``backward`` is made of
             differentiable operations, so that second gradients work.
+        loops: computes it on a CPU, results in channels_last; used where :func:`has_loops` of the last map.
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -56,6 +59,8 @@ def declare(
     def compute(*args):
         if args[0].is_cuda:
             load_kernels()  # for the next call: a compiled program may be the first to come here
+        if loops is not None and has_loops([x for x in args if isinstance(x, torch.Tensor) and x.ndim == 4][-1:]):
+            return loops(*args)
         results, forms = plain(*args), like(*args)
         if isinstance(results, torch.Tensor):
             return _as(results, forms)
@@ -88,6 +93,11 @@ def _as(x: torch.Tensor, form: torch.Tensor) -> torch.Tensor:
 # Which path is taken
 
 
+def are_wanted() -> bool:
+    """Whether anything but PyTorch's own way may be taken: not within :func:`plain_operations`."""
+    return _wanted
+
+
 def has_kernel(x: torch.Tensor) -> bool:
     """Whether an operator on ``x`` should be ours; the first call on a GPU may build the kernels, about a minute."""
     # A compiled program calls the operator in any case: what loads kernels is nothing to be traced.
@@ -95,13 +105,27 @@ def has_kernel(x: torch.Tensor) -> bool:
 
 
 def has_pointwise_kernel(x: torch.Tensor) -> bool:
-    """As :func:`has_kernel`, but not under torch.compile, which fuses plain pointwise operations with their neighbours."""
-    return x.is_cuda and not torch.compiler.is_compiling() and has_kernel(x)
+    """As :func:`has_kernel`, or by loops for the gradients; not under torch.compile, which fuses plain pointwise operations."""
+    if torch.compiler.is_compiling():
+        return False
+    return has_kernel(x) if x.is_cuda else torch.is_grad_enabled() and has_loops([x])
+
+
+def has_loops(maps: list[torch.Tensor]) -> bool:
+    """Whether gradients of pointwise operations on such maps are to be loops: large ones on a CPU, in channels_last."""
+    return _wanted and any(
+        x.device.type == "cpu"
+        and x.ndim == 4
+        and x.numel() >= LARGE
+        and x.dtype in (torch.float32, torch.float64)
+        and x.is_contiguous(memory_format=torch.channels_last)
+        for x in maps
+    )
 
 
 @contextlib.contextmanager
 def plain_operations() -> Iterator[None]:
-    """Within it, everything is computed by PyTorch's own operations: to compare with, in tests and benchmarks."""
+    """Within it, everything is computed by PyTorch's own operations, in its own way: to compare with, in tests and benchmarks."""
     global _wanted
     before, _wanted = _wanted, False
     try:

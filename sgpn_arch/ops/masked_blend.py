@@ -33,6 +33,16 @@ def _plain_backward(grad, grad_mask, lq, render, mask):
     return to_mask * mask * (1 - mask), grad * mask, grad * (1 - mask)
 
 
+def _loop_backward(grad, grad_mask, lq, render, mask):
+    from sgpn_arch.ops import loops
+
+    results = tuple(torch.empty_like(mask) for _ in range(3))
+    loops.run(loops.masked_blend_backward, (grad, lq, render, mask, *results))
+    if grad_mask is not None:
+        results[0].add_(grad_mask * mask * (1 - mask))
+    return results
+
+
 def _save(ctx, inputs, output):
     ctx.save_for_backward(*inputs[1:], output[1])
     # A mask that nothing uses then has the gradient None, which the kernel need not read.
@@ -80,4 +90,5 @@ library.declare(
     like=lambda grad, grad_mask, lq, render, mask: (library.empty(mask), library.empty(mask), library.empty(mask)),
     setup_context=_save_all,
     backward=_second_backward,
+    loops=_loop_backward,
 )
