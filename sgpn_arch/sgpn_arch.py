@@ -147,10 +147,13 @@ class SGPN(nn.Module):
             features_lq, latent_lq = self.encoder(lq)
             features_3d, latent_3d = self.render_encoder(render)
             return features_lq, features_3d, [latent_lq, latent_3d]
-        # One pass over a batch of twice the size is quicker than two.
+        # One pass over a batch of twice the size is quicker than two. len() and chunk() would write the batch's size into an
+        # exported program as a number; its shape stays open.
+        batch = lq.shape[0]
         features, latent = self.encoder(torch.cat([lq, render.to(lq.dtype)]))
-        pairs = {r: both.chunk(2) for r, both in features.items()}
-        return {r: p[0] for r, p in pairs.items()}, {r: p[1] for r, p in pairs.items()}, latent.chunk(2)
+        features_lq = {r: both[:batch] for r, both in features.items()}
+        features_3d = {r: both[batch:] for r, both in features.items()}
+        return features_lq, features_3d, [latent[:batch], latent[batch:]]
 
 
 class Encoder(nn.Module):
@@ -240,7 +243,7 @@ class Decoder(nn.Module):
 
         Masks are resolution -> the fusion's two masks (N, C, r, r), or an empty list where it has none.
         """
-        x, _ = self.first_conv(quick_layout(self.input(len(w))), w, features_lq[4])
+        x, _ = self.first_conv(quick_layout(self.input(w.shape[0])), w, features_lq[4])
         image = self.first_to_rgb(x, w)
         masks = {}
         for i, resolution in enumerate(self.resolutions[1:]):

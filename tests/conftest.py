@@ -44,3 +44,12 @@ def run(tiny_weights, tmp_path, monkeypatch):
 @pytest.fixture
 def face(astronaut):
     return np.ascontiguousarray(astronaut[10:230, 115:335])
+
+
+@pytest.fixture(scope="session")
+def bundle(tiny_weights, tmp_path_factory):
+    """A bundle of tiny random weights."""
+    pytest.importorskip("onnxscript", reason="export needs the packages onnx and onnxscript")
+    from sgpn_model.restore.exporter import export
+
+    return export(tiny_weights, tmp_path_factory.mktemp("bundle"))

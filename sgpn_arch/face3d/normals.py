@@ -18,7 +18,9 @@ def vertex_normals(vertices: Tensor, triangles: Tensor, unit: bool = False) -> T
     Returns:
         (N, V, 3), 0 where a vertex has no triangles.
     """
-    if vertices.device.type != "cpu" or vertices.dtype not in (torch.float32, torch.float64):
+    # What is compiled or exported cannot hold loops of numba.
+    compiling = torch.compiler.is_compiling()
+    if compiling or vertices.device.type != "cpu" or vertices.dtype not in (torch.float32, torch.float64):
         return plain_normals(vertices, triangles, unit)
     return _VertexNormals.apply(vertices, triangles, unit)
 

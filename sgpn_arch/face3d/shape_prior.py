@@ -1,12 +1,13 @@
 """The shape prior: from a face crop and its five points to coefficients, a lit mesh and its rendering on the crop."""
 
+import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from sgpn_arch.face3d.camera import PinholeCamera, rotation_matrix
-from sgpn_arch.face3d.crop224 import crop_to_224, invert_affine, released_crop_to_224, warp_affine
+from sgpn_arch.face3d.crop224 import crop_to_224, invert_affine, pose_solver, released_crop_to_224, warp_affine
 from sgpn_arch.face3d.lighting import shade
 from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.face3d.raster.rasterizer import interpolate, rasterize
@@ -117,8 +118,15 @@ class ShapePrior(nn.Module):
         """(N, 5, 2) -> (N, 2, 3): from the crop to the regressor's image."""
         with _full_precision(points5):
             if self.protocol == "released":
-                return released_crop_to_224(points5, self.model.reference5, crop_size, self.camera.size)
-            return crop_to_224(points5, self.model.reference5, self.camera.size)
+                return released_crop_to_224(
+                    points5, self.model.reference5, crop_size, self.camera.size, self.pose_solver
+                )
+            return crop_to_224(points5, self.model.reference5, self.camera.size, self.pose_solver)
+
+    @functools.cached_property
+    def pose_solver(self) -> Tensor:
+        """What :func:`.pose_solver` makes of the model's five points: a constant, which exported programs hold as one."""
+        return pose_solver(self.model.reference5)
 
     def coefficients(self, crop: Tensor, transform: Tensor) -> Tensor:
         """The regressor's coefficients (N, D) for crops (N, 3, S, S) in [-1, 1]."""
@@ -166,13 +174,23 @@ class ShapePrior(nn.Module):
     def _draw(self, coeffs: Tensor, transform: Tensor, size: int) -> ShapeResult:
         mesh = self._mesh(coeffs)
         image, mask = self.render224(mesh)
+        render, mask, landmarks = self.place(torch.cat([image, mask], dim=1), self.landmarks224(mesh), transform, size)
+        return ShapeResult(coeffs, mesh, render, mask, landmarks, transform)
+
+    @staticmethod
+    def place(drawn: Tensor, landmarks224: Tensor, transform: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Brings what is drawn in the regressor's image onto the crop: render, mask and landmarks of :class:`ShapeResult`.
+
+        Args:
+            drawn: (N, 4, 224, 224) RGB and mask of :meth:`render224`. landmarks224: (N, 68, 2). size: of the crop.
+        """
         back = invert_affine(transform)
-        warped = warp_affine(torch.cat([image, mask], dim=1), back, size)
-        landmarks = self.landmarks224(mesh) @ back[:, :, :2].transpose(1, 2) + back[:, :, 2].unsqueeze(1)
+        warped = warp_affine(drawn, back, size)
+        landmarks = landmarks224 @ back[:, :, :2].transpose(1, 2) + back[:, :, 2].unsqueeze(1)
         mask = warped[:, 3:]
         # The warped mask multiplies the warped picture, as in the released inference code: picture * mask * 2 - 1.
         render = torch.addcmul(-torch.ones_like(mask[:1, :, :1, :1]), warped[:, :3], mask, value=2)
-        return ShapeResult(coeffs, mesh, render, mask, landmarks, transform)
+        return render, mask, landmarks
 
     def landmarks224(self, mesh: Mesh) -> Tensor:
         """The 68 landmarks (N, 68, 2) in OpenCV pixels of the regressor's image."""

@@ -16,6 +16,7 @@ COMMANDS = {
     "test": ("testing", "measure what an option file describes, and write a report"),
     "ablate": ("ablate", "train and test variants of a model in the same way, and compare them"),
     "bench": ("bench", "measure how fast this machine restores"),
+    "export": ("export", "write networks as ONNX files, for engines other than PyTorch"),
     "options": ("options", "show and check option files"),
     "weights": ("weights", "list, fetch, verify, show and convert weights"),
 }

@@ -11,7 +11,6 @@ from annotated_types import Ge
 
 from sgpn_arch.ranges import Count, Template
 from sgpn_model.cli.arguments import add_detector, add_device, typed
-from sgpn_model.cli.restore import DEMO_NAME, astronaut
 
 DEMO_PHOTOS = 12  # of whose names a hash holds two back for validation
 DESCRIPTION = "Cut the faces out of photos, aligned, as OUT/NAME_00.png, ... and find their 68 landmarks."
@@ -67,6 +66,7 @@ def write_demo_photos(folder: Path) -> None:
     import cv2
     import numpy as np
 
+    from sgpn_data.astronaut import NAME, astronaut
     from sgpn_data.photos import write_picture
 
     rng, photo = np.random.default_rng(0), astronaut()
@@ -77,4 +77,4 @@ def write_demo_photos(folder: Path) -> None:
         picture = cv2.warpAffine(photo, matrix, (size, size), borderMode=cv2.BORDER_REFLECT)
         lit = (picture / 255) ** rng.uniform(0.75, 1.33) * rng.uniform(0.85, 1.1, 3) * 255
         lit = np.clip(np.rint(lit), 0, 255).astype(np.uint8)
-        write_picture(folder / f"{DEMO_NAME}_{number:02d}.png", lit[:, ::-1] if number % 2 else lit)
+        write_picture(folder / f"{NAME}_{number:02d}.png", lit[:, ::-1] if number % 2 else lit)

@@ -19,11 +19,6 @@ if TYPE_CHECKING:
 
 DESCRIPTION = "Restore the faces in photos. Writes OUT/NAME.EXT for each photo, upright and at the photo's size."
 
-DEMO_NAME = "astronaut"
-# The demonstration's degradation: a photo whose face is about 100 pixels wide, made hard but not hopeless.
-DEMO_SEED = 0
-DEMO_RANGES = {"blur_sigma": 1.5, "downsample": 3.0, "noise": 6.0, "jpeg": 60, "isotropic_probability": 1.0}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments, and what runs."""
@@ -199,34 +194,11 @@ def _read_mask(path: str, jobs: "Sequence[Job]") -> "np.ndarray":
 # The demonstration
 
 
-def astronaut() -> "np.ndarray":
-    """scikit-image's astronaut (NASA, public domain): uint8 512x512x3 BGR."""
-    from sgpn_arch.files import package_folder
-    from sgpn_data.photos import read_photo
-    from sgpn_model.restore.album import InputError
-
-    # Its file is read as any photo: importing scikit-image takes longer than restoring it.
-    package = package_folder("skimage")
-    if package is None:
-        raise InputError("--demo takes its photo from the package scikit-image; run: pip install scikit-image")
-    return read_photo(package / "data" / f"{DEMO_NAME}.png").bgr
-
-
-def degraded_astronaut() -> "np.ndarray":
-    """The astronaut, degraded with a fixed seed: uint8 512x512x3 BGR."""
-    import numpy as np
-
-    from sgpn_data.degradation import Degradation
-
-    clean = astronaut().astype(np.float32) / 255
-    degraded = Degradation("gfpgan", **DEMO_RANGES)(clean, np.random.default_rng(DEMO_SEED))
-    return np.clip(np.rint(degraded * 255), 0, 255).astype(np.uint8)
-
-
 def _demo_job(folder: Path, ext: str) -> "Job":
+    from sgpn_data.astronaut import NAME, degraded_astronaut
     from sgpn_data.photos import write_picture
     from sgpn_model.restore.album import Job
 
-    source = folder / f"{DEMO_NAME}_degraded.png"
+    source = folder / f"{NAME}_degraded.png"
     write_picture(source, degraded_astronaut())
-    return Job(source, folder / f"{DEMO_NAME}.{'png' if ext == 'auto' else ext}", DEMO_NAME)
+    return Job(source, folder / f"{NAME}.{'png' if ext == 'auto' else ext}", NAME)

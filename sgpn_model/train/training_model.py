@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import importlib.metadata
 import inspect
 import logging
 import math
@@ -25,6 +24,7 @@ from sgpn_arch.state_dicts import is_finite, tensors_in
 from sgpn_model.config.checking import training_file
 from sgpn_model.train import distributed
 from sgpn_model.train.optimizers import OptimizerOptions, build_optimizer
+from sgpn_model.weights.bundle import package_version
 from sgpn_model.weights.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -64,13 +64,6 @@ def learning_rate_factor(step: int, total: int, warmup: int, schedule: str) -> f
     if schedule == "constant":
         return ramp
     return ramp * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0))))
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("sgpn")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown (run from a folder, not installed)"
 
 
 class TrainingModel:
@@ -430,7 +423,7 @@ class TrainingModel:
             "archs": {name: complete_options(self.opt[name.removesuffix(PRETRAINED)]) for name in released},
             "name": self.opt["name"],
             "step": step,
-            "version": _version(),
+            "version": package_version(),
             **self.describe(),
             **(about or {}),
         }

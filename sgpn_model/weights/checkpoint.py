@@ -24,14 +24,14 @@ from torch import Tensor
 
 from sgpn_arch import UnknownArch, build_network, described_by_file, find_arch, package_of
 from sgpn_arch.by_name import options_of
-from sgpn_arch.errors import OptionError, UserError
+from sgpn_arch.errors import OptionError
 from sgpn_arch.face3d.morphable_model import TENSORS, MorphableModel
 from sgpn_arch.files import write_tensors
 from sgpn_arch.ranges import Told, Whole
 from sgpn_arch.registry import ARCH_REGISTRY
 from sgpn_arch.schema import Options
 from sgpn_arch.state_dicts import build_for, is_finite, load_strictly, tensors_in
-from sgpn_model.weights.formats import KINDS, kind_of
+from sgpn_model.weights.formats import KINDS, CheckpointError, kind_of
 
 FORMAT = "sgpn-checkpoint"
 MODEL_PREFIX = "morphable_model"
@@ -40,10 +40,6 @@ DEEPEST = 20  # containers in each other in metadata or a pickle; weights have t
 # Where checkpoints that hold more than a state dict keep it: EMA first, as that is what inference uses.
 STATE_KEYS = ("g_ema", "params_ema", "params", "state_dict")
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how PyTorch's files began before they were zip files
-
-
-class CheckpointError(UserError, ValueError):
-    """A file of weights that cannot be used; the message names the file and the cause."""
 
 
 class _Described(Options):

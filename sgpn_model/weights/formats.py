@@ -4,6 +4,13 @@ import zipfile
 import zlib
 from pathlib import Path
 
+from sgpn_arch.errors import UserError
+
+
+class CheckpointError(UserError, ValueError):
+    """A file of weights that cannot be used; the message names the file and the cause."""
+
+
 # How files begin -> their kind. A PyTorch file is a zip archive (since 1.6) or a pickle.
 MAGIC = {
     b"PK\x03\x04": "zip",

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_data.alignment import TEMPLATES
+from sgpn_model.weights.bundle import read_bundle
 from sgpn_model.weights.checkpoint import FORMAT, Checkpoint, CheckpointError, load_checkpoint
 
 WEIGHTS_FOLDER = Path(__file__).parent
@@ -29,8 +30,8 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def find_weights(name: str | Path) -> Path:
-    """The file that a name or a path of weights means: ``default`` (named in ``default.txt``), weights that ship, a file, or
-    what was fetched from the catalogue.
+    """The file that a name or a path of weights means: ``default`` (named in ``default.txt``), weights that ship, a file,
+    the folder of a bundle, or what was fetched from the catalogue.
 
     Raises:
         CheckpointError: there is none.
@@ -44,7 +45,7 @@ def find_weights(name: str | Path) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        raise CheckpointError(f"{name}: is a folder, not a file of weights")
+        return read_bundle(path).weights
     # Here and not above: what most restorations need is found by now.
     from sgpn_model.weights.catalogue import find_file, load_catalogue
 

@@ -317,8 +317,8 @@ def test_half_precision_needs_a_gpu(run, face, capsys):
 
 
 def test_the_demonstration_is_scikit_images_astronaut(astronaut):
+    from sgpn_data.astronaut import DEMO_RANGES, DEMO_SEED, degraded_astronaut
     from sgpn_data.degradation import Degradation
-    from sgpn_model.cli.restore import DEMO_RANGES, DEMO_SEED, degraded_astronaut
 
     expected = Degradation("gfpgan", **DEMO_RANGES)(
         astronaut.astype(np.float32) / 255, np.random.default_rng(DEMO_SEED)

@@ -9,8 +9,8 @@ from skimage.data import astronaut
 
 import sgpn_arch
 from sgpn_data.alignment import align_face
+from sgpn_data.astronaut import degraded_astronaut
 from sgpn_data.tensors import to_tensor
-from sgpn_model.cli.restore import degraded_astronaut
 from sgpn_model.evaluate.metrics import perceptual_mnv2, psnr
 from sgpn_model.restore.restorer import FaceRestorer
 from sgpn_model.weights.checkpoint import load_checkpoint

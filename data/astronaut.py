@@ -1,0 +1,42 @@
+"""Scikit-image's astronaut (NASA, public domain), the one real face at hand everywhere: for demonstrations and self-checks."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sgpn_arch.files import package_folder
+from sgpn_data.photos import ImageError, read_photo
+
+NAME = "astronaut"
+# The demonstration's degradation: a photo whose face is about 100 pixels wide, made hard but not hopeless.
+DEMO_SEED = 0
+DEMO_RANGES: dict[str, Any] = {
+    "blur_sigma": 1.5,
+    "downsample": 3.0,
+    "noise": 6.0,
+    "jpeg": 60,
+    "isotropic_probability": 1.0,
+}
+
+
+def astronaut() -> np.ndarray:
+    """The photo: uint8 512x512x3 BGR.
+
+    Raises:
+        ImageError: scikit-image is not installed.
+    """
+    # Its file is read as any photo: importing scikit-image takes longer than restoring it.
+    package = package_folder("skimage")
+    if package is None:
+        raise ImageError("the astronaut's photo is in the package scikit-image; run: pip install scikit-image")
+    return read_photo(package / "data" / f"{NAME}.png").bgr
+
+
+def degraded_astronaut(changed: Mapping[str, float] | None = None) -> np.ndarray:
+    """The photo, degraded with a fixed seed: uint8 512x512x3 BGR. ``changed``: ranges in place of the demonstration's."""
+    from sgpn_data.degradation import Degradation
+
+    clean = astronaut().astype(np.float32) / 255
+    degraded = Degradation("gfpgan", **{**DEMO_RANGES, **(changed or {})})(clean, np.random.default_rng(DEMO_SEED))
+    return np.clip(np.rint(degraded * 255), 0, 255).astype(np.uint8)
