@@ -1,19 +1,21 @@
-"""Learns the open morphable model's mean texture and texture basis from photos of faces.
+"""Learns the open morphable model's texture, and where its landmarks are, from photos of faces.
 
 python scripts/learn_texture_basis.py --data faces -o open_face_textures.safetensors --modes 40
 
-Every photo is read by a trained regressor, and its mesh is laid on the photo, moved so that the 68 landmarks lie on the known
-ones. Each vertex that the camera sees takes its colour from the photo. The light is taken out (a luminance of second-order
-spherical harmonics whose constant is one, so that the skin's tone stays in the texture), hair and other strangers are left
-out, each photo counts with its mirror image, and a principal component analysis that fills in what was not seen gives the
-basis. Vertices that few photos show keep
-the pattern that they had. All of it is a choice of ours.
+Every photo is read by a trained regressor, and shape and pose are fitted to the 68 known landmarks; then each landmark of brows,
+lips and jaw goes to the vertex that lies nearest to it on average. The mesh is laid on the photo, moved so that its landmarks
+lie on the known ones, and each vertex that the camera sees takes its colour from the photo. The light is taken out (a luminance
+of second-order spherical harmonics whose constant is one, so that the skin's tone stays in the texture). Above the brows and
+beside the eyes only colours like those of the same photo's cheeks count, so that no hair gets in; elsewhere strangers are left
+out. Each photo counts with its mirror image, and a principal component analysis that fills in what was not seen gives the basis.
+Vertices that few photos show keep the pattern that they had. All of it is a choice of ours.
 
 A regressor belongs to its model: with the new one, it must be trained anew (options/train/shape_open.yml).
 """
 
 import argparse
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,18 +29,101 @@ from sgpn_arch.face3d.lighting import sh_basis
 from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.face3d.raster.rasterizer import rasterize
 from sgpn_arch.face3d.shape_prior import ShapePrior
-from sgpn_data.face_dataset import FaceRestorationDataset
+from sgpn_data.face_dataset import MIRROR_68, FaceRestorationDataset
 from sgpn_model.cli.arguments import add_data
-from sgpn_model.train.shape_model import face_region
+from sgpn_model.train.shape_model import LANDMARK_WEIGHTS, face_region
 from sgpn_model.weights.checkpoint import load_checkpoint
 from sgpn_model.weights.pretrained import find_weights
 
+LANDMARK_NOISE = 2.0  # pixels of 224, deviation of the known landmarks from the model's
+PLACINGS = 2  # times that landmarks are fitted and their vertices chosen anew
+NEAR = 120  # vertices around a landmark's that may take its place
 FACING = 0.15  # least cosine between normal and line of sight of a vertex that is read
 REACH = 18.0  # pixels of 224: how far a landmark pulls its surroundings along
 SEEN = 0.15  # least part of the photos (with their mirror images) that must show a vertex
+SKIN = ((0.75, 1.35), 0.12)  # brightness and colour beside the cheeks' (as factors) of what is skin above the brows
 OUTLIER = 4.0  # robust deviations from a vertex's median beyond which its colour is a stranger's
 BAND = 12  # rounds of smoothing between learnt and painted
 ROUNDS = 4  # of filling in what was not seen
+
+
+# ------------------------------------------------------------------------------------------------------------
+# From landmarks to the shape
+
+
+def fit_landmarks(prior: ShapePrior, start: Tensor, truth: Tensor, photo: Tensor, steps: int = 300) -> Tensor:
+    """The most probable identity, expression and pose of each view, given its landmarks.
+
+    Args:
+        start: (M, D) coefficients to begin with. truth: (M, 68, 2) in the regressor's image. photo: (M,) which photo a
+            view is of; views of one photo share identity and expression.
+
+    Returns:
+        (M, D), texture and lighting as in ``start``.
+    """
+    landmarks = landmark_model(prior)
+    identity, expression, texture, angles, lighting, translation = prior.split(start)
+    count = torch.bincount(photo)[:, None]
+    own, calm = (torch.zeros(len(count), v.shape[1]).index_add_(0, photo, v) / count for v in (identity, expression))
+    free = [value.clone().requires_grad_(True) for value in (own, calm, angles, translation)]
+    weights = LANDMARK_WEIGHTS / LANDMARK_NOISE**2
+    optimizer = torch.optim.Adam(free, lr=0.03)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 0.03 * (1 - step / steps) + 1e-4
+        found = landmarks(free[0], free[1], photo, free[2], free[3])
+        energy = ((found - truth).square().sum(2) * weights).sum() + free[0].square().sum() + free[1].square().sum()
+        optimizer.zero_grad()
+        energy.backward()
+        optimizer.step()
+    identity, expression, angles, translation = (value.detach() for value in free)
+    return torch.cat([identity[photo], expression[photo], texture, angles, lighting, translation], dim=1)
+
+
+def landmark_model(prior: ShapePrior) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """Where the prior's 68 landmarks (M, 68, 2) fall in the regressor's image, without the rest of the mesh.
+
+    What it gives is called with identity (N, I) and expression (N, E) of faces, which face each of M views is of (M,), and
+    the views' angles (M, 3) and translations (M, 3).
+    """
+    model, points = prior.model, prior.model.landmarks
+    mean = model.shape_mean[points].flatten()
+    bases = torch.cat([model.id_basis[:, points], model.exp_basis[:, points]]).flatten(1)
+
+    def landmarks(identity: Tensor, expression: Tensor, face: Tensor, angles: Tensor, translation: Tensor) -> Tensor:
+        shape = torch.addmm(mean, torch.cat([identity, expression], 1), bases).unflatten(1, (-1, 3))[face]
+        return prior.camera.project(shape @ rotation_matrix(angles) + translation.unsqueeze(1))[0] - 0.5
+
+    return landmarks
+
+
+def placed_landmarks(prior: ShapePrior, coeffs: Tensor, truth: Tensor, views: int = 400) -> Tensor:
+    """For each landmark the vertex (68,) that lies nearest to it on average over some of the views; mirrored pairs stay so.
+
+    The points that align a photo (eyes, nose tip, corners of the mouth) and the lines that are in the middle stay.
+
+    Args:
+        coeffs: (M, D) fitted to truth (M, 68, 2).
+    """
+    model = prior.model
+    mirror, old = mirror_of(model), model.landmarks
+    near = (
+        torch.cdist(model.shape_mean[old], model.shape_mean)
+        .topk(min(NEAR, len(model.shape_mean)), largest=False)
+        .indices
+    )
+    cost = torch.zeros(near.shape)
+    for rows in torch.arange(len(coeffs))[:: max(1, len(coeffs) // views)].split(32):
+        found = prior.mesh(coeffs[rows]).points - 0.5
+        cost += (found[:, near] - truth[rows].unsqueeze(2)).norm(dim=3).sum(0)
+    new = old.clone()
+    for point in (*range(8), *range(17, 22), 49, 50, 59, 58, 60, 61, 67):
+        other = int(MIRROR_68[point])
+        # What each candidate costs on both sides; the mirror of a candidate must be one of the other point's.
+        same = mirror[near[point]][:, None] == near[other]
+        both = cost[point] + torch.where(same, cost[other], torch.inf).amin(1)
+        new[point] = near[point][both.argmin()]
+        new[other] = mirror[new[point]]
+    return new
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -55,8 +140,8 @@ def read_colors(
         photo: (N, 3, 224, 224) the regressor's images, 0..1. coeffs: (N, D). truth: (N, 68, 2) known landmarks in them.
 
     Returns:
-        textures without light (N, V, 3), which vertices were seen (N, V), colours with light (N, V, 3) and the lighting's
-        basis at each vertex (N, V, 9).
+        textures without light (N, V, 3), which vertices were seen and are not hair (N, V), colours with light (N, V, 3) and
+        the lighting's basis at each vertex (N, V, 9).
     """
     mesh, size = prior.mesh(coeffs), prior.camera.size
     places = _pulled(mesh.points - 0.5, prior.landmarks224(mesh), truth)
@@ -65,7 +150,8 @@ def read_colors(
     seen = _visible(prior, mesh) & (normals[..., 2] > FACING) & (inside[..., 0] > 0.5)
     basis = sh_basis(normals)
     light = _light(colors, prior.model.tex_mean, basis, seen)
-    return colors / light, seen, colors, basis
+    textures = colors / light
+    return textures, own_skin(prior.model, textures, seen), colors, basis
 
 
 def regressor_view(prior: ShapePrior, images: Tensor, points5: Tensor, landmarks68: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,18 +185,49 @@ def _visible(prior: ShapePrior, mesh) -> Tensor:
 
 
 def _light(colors: Tensor, mean: Tensor, basis: Tensor, seen: Tensor) -> Tensor:
-    """Brightness of each vertex (N, V, 1), fitted to the luminance over that of the mean texture; its constant is 1."""
+    """Brightness of each vertex (N, V, 1), fitted to the luminance over that of the mean texture; its constant is 1.
+
+    Fitted twice: vertices that the first light is far from, such as dark hair, do not count in the second.
+    """
     ratio = colors.mean(2) / mean.mean(1).clamp_min(0.05)
     brightness = torch.ones(*ratio.shape, 1)
+    ridge = torch.diag(torch.tensor([0.0] + [0.02] * 8, dtype=torch.float64))
     for row in range(len(ratio)):
         chosen = seen[row] & (ratio[row] > 0.1) & (ratio[row] < 3)
-        if chosen.sum() < 100:
-            continue
-        known, wanted = basis[row][chosen].double(), ratio[row][chosen].double()
-        ridge = 0.02 * len(known) * torch.diag(torch.tensor([0.0] + [1.0] * 8, dtype=torch.float64))
-        gamma = torch.linalg.solve(known.T @ known + ridge, known.T @ wanted).float()
-        brightness[row, :, 0] = (basis[row] @ gamma) / (basis[row, 0, 0] * gamma[0]).clamp_min(0.05)
+        for _ in range(2):
+            if chosen.sum() < 100:
+                break
+            known, wanted = basis[row][chosen].double(), ratio[row][chosen].double()
+            gamma = torch.linalg.solve(known.T @ known + len(known) * ridge, known.T @ wanted).float()
+            light = basis[row] @ gamma
+            brightness[row, :, 0] = light / (basis[row, 0, 0] * gamma[0]).clamp_min(0.05)
+            chosen = chosen & ((ratio[row] / light.clamp_min(0.05) - 1).abs() < 0.3)
     return brightness.clamp(0.3, 3.0)
+
+
+def cheeks(model: MorphableModel) -> Tensor:
+    """Vertices between the lower lids and the upper lip, down to which beards seldom grow: bool (V,)."""
+    place, points = model.shape_mean, model.shape_mean[model.landmarks]
+    across = place[:, 0].abs() < points[[36, 45], 0].abs().mean()
+    return across & (place[:, 1] < points[[40, 41, 46, 47], 1].min()) & (place[:, 1] > points[33, 1])
+
+
+def own_skin(model: MorphableModel, textures: Tensor, seen: Tensor) -> Tensor:
+    """``seen`` (N, V) less what, above the brows or beside the eyes, has not the colour of the cheeks in textures (N, V, 3)."""
+    place, points = model.shape_mean, model.shape_mean[model.landmarks]
+    outside = (place[:, 1] > points[17:27, 1].mean()) | (place[:, 0].abs() > points[[36, 45], 0].abs().mean())
+    sure, kept = cheeks(model), seen.clone()
+    for texture, row in zip(textures, kept, strict=True):
+        known = row & sure
+        if known.sum() < 20:
+            row[outside] = False
+            continue
+        ratio = texture.clamp_min(1e-3) / texture[known].median(0).values.clamp_min(1e-3)
+        brightness = ratio.mean(1)
+        (least, most), colour = SKIN
+        alike = (brightness > least) & (brightness < most) & ((ratio / brightness[:, None] - 1).abs().amax(1) < colour)
+        row &= alike | ~outside
+    return kept
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -140,13 +257,20 @@ def principal_components(
     original = data.copy()
     for round_number in range(rounds):
         center = data.mean(0)
-        values, vectors = np.linalg.eigh((data - center) @ (data - center).T)
-        left = vectors[:, ::-1][:, :modes]
-        basis = left.T @ (data - center)
+        basis, left = _strongest(data - center, modes)
         if round_number < rounds - 1:
             data = np.where(known, original, left @ basis + center)
     basis = basis / np.sqrt(len(data) - 1)
     return center.reshape(-1, 3), basis.reshape(modes, -1, 3)
+
+
+def _strongest(data: np.ndarray, modes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The strongest modes of data (N, K): basis (modes, K) that carries their strength, and (N, modes) orthonormal."""
+    torch.manual_seed(
+        0
+    )  # it begins at random, and comes close to the whole decomposition, which thousands of photos forbid
+    left, strength, right = torch.svd_lowrank(torch.from_numpy(data), min(modes + 20, *data.shape), niter=4)
+    return (strength[:modes, None] * right.T[:modes]).numpy(), left[:, :modes].numpy()
 
 
 def without_strangers(textures: np.ndarray, seen: np.ndarray) -> np.ndarray:
@@ -202,21 +326,32 @@ def main() -> None:
     prior = ShapePrior(checkpoint.network("network_shape"), checkpoint.morphable_model()).eval()
     photos = {"dataroot": arguments.data, "split": "train", "min_size": arguments.min_size, "size": 256}
     dataset = FaceRestorationDataset({**photos, "degradation": None, "use_hflip": False, "phase": "test"})
-    textures, seen = [], []
+    pictures, truth, coeffs = [], [], []
     chosen = torch.utils.data.Subset(dataset, range(0, len(dataset), arguments.every))
     for batch in tqdm(torch.utils.data.DataLoader(chosen, 16), desc="reading", unit="batch"):
         known = torch.isfinite(batch["landmarks68"]).all(dim=(1, 2))
         if known.any():
-            photo, truth = regressor_view(prior, *(batch[key][known] for key in ("hq", "points5", "landmarks68")))
+            photo, places = regressor_view(prior, *(batch[key][known] for key in ("hq", "points5", "landmarks68")))
             with torch.no_grad():
-                found = read_colors(prior, photo, prior.regressor(photo), truth)
-            textures.append(found[0])
-            seen.append(found[1])
-    count = 2 * sum(map(len, textures))  # with their mirror images
+                coeffs.append(prior.regressor(photo))
+            pictures.append((photo * 255).round().to(torch.uint8))
+            truth.append(places)
+    count = 2 * sum(map(len, pictures))  # with their mirror images
     if count <= arguments.modes:
         parser.error(
             f"--modes {arguments.modes}: {count // 2} photos with known landmarks are too few; give more, or fewer modes"
         )
+    pictures, truth, coeffs = map(torch.cat, (pictures, truth, coeffs))
+    for _ in range(PLACINGS):
+        coeffs = fit_landmarks(prior, coeffs, truth, torch.arange(len(coeffs)))
+        with torch.no_grad():
+            prior.model.landmarks.copy_(placed_landmarks(prior, coeffs, truth))
+    coeffs = fit_landmarks(prior, coeffs, truth, torch.arange(len(coeffs)))
+    textures, seen = [], []
+    for rows in tqdm(torch.arange(len(coeffs)).split(16), desc="colours", unit="batch"):
+        found = read_colors(prior, pictures[rows].float() / 255, coeffs[rows], truth[rows])
+        textures.append(found[0])
+        seen.append(found[1])
     model = learn(prior.model, torch.cat(textures), torch.cat(seen), arguments.modes)
     model.save(arguments.output, dtype=torch.float16)
     share = model.tex_basis.square().sum((1, 2))

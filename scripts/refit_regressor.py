@@ -1,73 +1,50 @@
-"""Refits the last layers of a shape regressor in closed form, for another texture basis and for all levels of degradation.
+"""Refits the last layers of a shape regressor, for another texture basis and for all levels of degradation.
 
 python scripts/refit_regressor.py --data faces --morphable-model experiments/open_face_textures.safetensors \\
     -o experiments/regressor.safetensors
 
 1. Identity, expression and pose are fitted to the known landmarks of every photo, the most probable ones given N(0, 1)
    coefficients and landmarks that are off by some pixels. 2. Texture and lighting are fitted to the photo's colours. 3. Ridge
-   regression finds the layers that say all that from the features that the regressor's backbone, left as it is, has of the
-   good photo and of degraded ones. What training by gradients needs an hour for takes minutes. All of it is a choice of ours.
+   regression finds the heads that say all that from the features that the regressor's backbone has of the good photo and of
+   degraded ones. 4. The backbone's layers of 7x7 places are trained on with the heads, towards landmarks, coefficients and
+   colours. The layers before stay, so that they see each view once, which is most of the work; what training the whole network
+   needs an hour for takes minutes. One photo in six is seen grey, and fitted as such. All of it is a choice of ours.
 """
 
 import argparse
+import math
 from pathlib import Path
 
 import torch
-from learn_texture_basis import read_colors, regressor_view
-from torch import Tensor
+from learn_texture_basis import fit_landmarks, landmark_model, read_colors, regressor_view
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from sgpn_arch.d3dfr_arch import D3DFR, MobileNetV2
 from sgpn_arch.face3d.camera import rotation_matrix
-from sgpn_arch.face3d.lighting import AMBIENT
+from sgpn_arch.face3d.lighting import AMBIENT, shade
 from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_data.face_dataset import FaceRestorationDataset
 from sgpn_model.cli.arguments import add_data
-from sgpn_model.train.shape_model import LANDMARK_WEIGHTS
+from sgpn_model.train.losses import landmark_error
 from sgpn_model.weights.checkpoint import load_checkpoint, save_checkpoint
 from sgpn_model.weights.pretrained import find_weights
 
 LEVELS = {"mild": 1, "medium": 2, "severe": 2}
-LANDMARK_NOISE = 2.0  # pixels of 224, deviation of the known landmarks from the model's
 COLOR_NOISE = 0.3  # deviation of a vertex's texture from the model's, in units that make vertices count as independent
 STRANGER = 0.3  # a colour that is further from the mean texture's is hair or glasses
 JITTER = 0.008  # deviation of the five points, as a part of the picture's width
 HELD_OUT = 8  # every so many photos choose the ridge
+GREY = 6  # one photo in so many
+LATE = 15  # the block of MobileNetV2 that training begins with, the second of those with 7x7 places
+LUMA = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+VERTICES = 400  # whose colours are compared
 RIDGES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 
 
 # ------------------------------------------------------------------------------------------------------------
 # What the coefficients should have been
-
-
-def fit_landmarks(prior: ShapePrior, start: Tensor, truth: Tensor, photo: Tensor, steps: int = 300) -> Tensor:
-    """The most probable identity, expression and pose of each view, given its landmarks.
-
-    Args:
-        start: (M, D) coefficients to begin with. truth: (M, 68, 2) in the regressor's image. photo: (M,) which photo a
-            view is of; views of one photo share the identity.
-
-    Returns:
-        (M, D), texture and lighting as in ``start``.
-    """
-    model, points = prior.model, prior.model.landmarks
-    identity, expression, texture, angles, lighting, translation = prior.split(start)
-    first = torch.stack([identity[photo == number].mean(0) for number in range(int(photo.max()) + 1)])
-    free = [value.clone().requires_grad_(True) for value in (first, expression, angles, translation)]
-    mean, id_basis, exp_basis = model.shape_mean[points], model.id_basis[:, points], model.exp_basis[:, points]
-    weights = LANDMARK_WEIGHTS / LANDMARK_NOISE**2
-    optimizer = torch.optim.Adam(free, lr=0.03)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 0.03 * (1 - step / steps) + 1e-4
-        own = free[0][photo]
-        shape = mean + torch.einsum("nk,kvc->nvc", own, id_basis) + torch.einsum("nk,kvc->nvc", free[1], exp_basis)
-        found = prior.camera.project(shape @ rotation_matrix(free[2]) + free[3].unsqueeze(1))[0] - 0.5
-        energy = ((found - truth).square().sum(2) * weights).sum() + free[0].square().sum() + free[1].square().sum()
-        optimizer.zero_grad()
-        energy.backward()
-        optimizer.step()
-    identity, expression, angles, translation = (value.detach() for value in free)
-    return torch.cat([identity[photo], expression, texture, angles, lighting, translation], dim=1)
 
 
 def fit_colors(
@@ -129,13 +106,79 @@ def chosen_ridge(features: Tensor, targets: Tensor, photo: Tensor) -> tuple[Tens
 
 
 # ------------------------------------------------------------------------------------------------------------
+# Training the layers before the heads
+
+
+def set_heads(regressor: D3DFR, weights: Tensor, bias: Tensor) -> None:
+    """Writes the linear map (D, K), (D,) into the regressor's heads."""
+    sizes = [len(head.bias) for head in regressor.final_layers]
+    for head, weight, value in zip(regressor.final_layers, weights.split(sizes), bias.split(sizes), strict=True):
+        head.weight.data.copy_(weight[:, :, None, None])
+        head.bias.data.copy_(value)
+
+
+def train_late(
+    prior: ShapePrior, maps: Tensor, coeffs: Tensor, truth: Tensor, steps: int, batch: int = 64, rate: float = 1e-3
+) -> list[float]:
+    """Trains the late layers and the heads of the prior's regressor, in place; batch norms keep their statistics.
+
+    The loss is the landmarks' distance in % of that of the eyes' outer corners, half the coefficients' squared error in
+    units of their deviation, and thirty times the difference of lit colours on some vertices.
+
+    Args:
+        maps: (M, 160, 7, 7) what the layers before made of each view. coeffs: (M, D) wanted. truth: (M, 68, 2).
+        steps: of Adam. batch: views per step. rate: of learning, falling to 0 as a cosine.
+
+    Returns:
+        The landmarks' part of the loss at each step.
+    """
+    regressor, model = prior.regressor, prior.model
+    late = nn.Sequential(*regressor.backbone.features[LATE:]).eval()
+    parameters = [*late.parameters(), *regressor.final_layers.parameters()]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.Adam(parameters, lr=rate)
+    scale = coeffs.std(0).clamp_min(0.01)
+    landmarks = landmark_model(prior)
+    chosen = torch.randperm(len(model.shape_mean))[:VERTICES]
+    normals = model.normals(model.shape_mean[None])[:, chosen]
+    albedo_mean, albedo_basis = model.tex_mean[chosen], model.tex_basis[:, chosen]
+
+    def lit(parts: tuple[Tensor, ...]) -> Tensor:
+        albedo = albedo_mean + torch.einsum("nk,kvc->nvc", parts[2], albedo_basis)
+        return shade(albedo, normals @ rotation_matrix(parts[3]), parts[4])
+
+    errors = []
+    for step in tqdm(range(steps), desc="training", unit="step"):
+        optimizer.param_groups[0]["lr"] = (
+            rate * min(1, (step + 1) / 20) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+        )
+        rows = torch.randint(len(maps), (batch,))
+        features = regressor.backbone.avgpool(late(maps[rows].float()))[:, :, None, None]
+        found = torch.cat([head(features) for head in regressor.final_layers], dim=1).flatten(1)
+        parts, wanted = prior.split(found), coeffs[rows]
+        places = landmarks(parts[0], parts[1], torch.arange(batch), parts[3], parts[5])
+        distance = landmark_error(places, truth[rows]).mean()
+        loss = distance + 0.5 * ((found - wanted) / scale).square().mean()
+        loss = loss + 30 * (lit(parts) - lit(prior.split(wanted))).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 20.0)
+        optimizer.step()
+        errors.append(distance.item())
+    return errors
+
+
+# ------------------------------------------------------------------------------------------------------------
 # The command
 
 
 @torch.no_grad()
 def look(prior: ShapePrior, dataset: FaceRestorationDataset, every: int) -> dict[str, Tensor]:
-    """Features, first coefficients and landmarks of a good and a degraded view of each photo, and the good view's picture."""
-    found: dict[str, list[Tensor]] = {"features": [], "coeffs": [], "truth": [], "photo": [], "picture": []}
+    """A good and a degraded view of each photo: maps, features, first coefficients and landmarks, and the good one's picture."""
+    keys = ("maps", "features", "coeffs", "truth", "photo", "picture")
+    found: dict[str, list[Tensor]] = {key: [] for key in keys}
+    regressor = prior.regressor
     chosen, number = torch.utils.data.Subset(dataset, range(0, len(dataset), every)), 0
     for batch in tqdm(torch.utils.data.DataLoader(chosen, 16), desc="looking", unit="batch"):
         known = torch.isfinite(batch["landmarks68"]).all(dim=(1, 2))
@@ -144,11 +187,14 @@ def look(prior: ShapePrior, dataset: FaceRestorationDataset, every: int) -> dict
             points5 = batch["points5"][known]
             points5 = points5 + JITTER * batch["hq"].shape[-1] * torch.randn_like(points5)
             picture, truth = regressor_view(prior, batch[name][known], points5, batch["landmarks68"][known])
-            features = _features(prior.regressor, picture)
-            heads = prior.regressor.final_layers
+            photo = torch.arange(number, number + count)
+            grey = (photo % GREY == 0)[:, None, None, None]
+            picture = torch.where(grey, (picture * LUMA).sum(1, keepdim=True), picture)
+            maps = regressor.backbone.features[:LATE]((picture - regressor.mean) / regressor.std)
+            features = regressor.backbone.avgpool(regressor.backbone.features[LATE:](maps))
+            heads = regressor.final_layers
             coeffs = torch.cat([head(features[:, :, None, None]) for head in heads], dim=1).flatten(1)
-            view = {"features": features, "coeffs": coeffs, "truth": truth}
-            view["photo"] = torch.arange(number, number + count)
+            view = {"maps": maps.half(), "features": features, "coeffs": coeffs, "truth": truth, "photo": photo}
             if name == "hq":
                 view["picture"] = (picture * 255).round().to(torch.uint8)
             for key, value in view.items():
@@ -157,12 +203,6 @@ def look(prior: ShapePrior, dataset: FaceRestorationDataset, every: int) -> dict
     # Good views of all photos first, in order, then the degraded ones.
     stacked = {key: torch.cat([*values[::2], *values[1::2]]) for key, values in found.items() if key != "picture"}
     return {**stacked, "picture": torch.cat(found["picture"])}
-
-
-def _features(regressor: torch.nn.Module, picture: Tensor) -> Tensor:
-    if regressor.imagenet_normalisation:
-        picture = (picture - regressor.mean) / regressor.std
-    return regressor.backbone(picture)
 
 
 def main() -> None:
@@ -174,10 +214,17 @@ def main() -> None:
     parser.add_argument("--weights", default="default", help="whose regressor it is")
     parser.add_argument("--morphable-model", type=Path, help="another model with the same dimensions")
     parser.add_argument("--every", type=int, default=1, help="take every n-th photo only")
+    parser.add_argument(
+        "--steps", type=int, default=1000, help="of training the late layers; 0: heads in closed form only"
+    )
     arguments = parser.parse_args()
     torch.manual_seed(0)
     checkpoint = load_checkpoint(find_weights(arguments.weights))
     regressor = checkpoint.network("network_shape").eval().requires_grad_(False)
+    if not isinstance(getattr(regressor, "backbone", None), MobileNetV2) or not regressor.imagenet_normalisation:
+        parser.error(
+            f"--weights {arguments.weights}: its regressor must be a D3DFR on an ImageNet-normalised mobilenet_v2"
+        )
     path = arguments.morphable_model
     prior = ShapePrior(regressor, MorphableModel.read(path) if path else checkpoint.morphable_model()).eval()
     degradation = {"type": "DegradationMixture", "presets": LEVELS, "reference_size": 512}
@@ -194,13 +241,9 @@ def main() -> None:
         fitted.append(fit_colors(prior, *read_colors(prior, picture, coeffs[rows], views["truth"][rows])))
     texture, lighting = (torch.cat(values).repeat(2, 1) for values in zip(*fitted, strict=True))
     parts[2], parts[4] = texture, lighting
-    weights, bias = chosen_ridge(views["features"], torch.cat(parts, dim=1), views["photo"])
-    start = 0
-    for head in regressor.final_layers:
-        size = len(head.bias)
-        head.weight.copy_(weights[start : start + size, :, None, None])
-        head.bias.copy_(bias[start : start + size])
-        start += size
+    wanted = torch.cat(parts, dim=1)
+    set_heads(regressor, *chosen_ridge(views["features"], wanted, views["photo"]))
+    train_late(prior, views["maps"], wanted, views["truth"], arguments.steps)
     about = {**checkpoint.metadata, "archs": {"network_shape": checkpoint.metadata["archs"]["network_shape"]}}
     save_checkpoint(arguments.output, {"network_shape": regressor.state_dict()}, about, None, prior.model)
     identity = parts[0][:count]

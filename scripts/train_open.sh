@@ -3,8 +3,7 @@
 #
 #   scripts/train_open.sh FACES [FACES ...]
 #
-# FACES: folders of aligned faces (`sgpn align` makes one), as `sgpn train --data` takes them. MIN_SIZE=PIXELS: textures and
-# regressor are made from photos of that size only (512 for the default weights); the generator sees all of them.
+# FACES: folders of aligned faces (`sgpn align` makes one), as `sgpn train --data` takes them.
 # REGRESSOR=FILE: a shape regressor to begin with; without it, one is trained from BACKBONE=FILE, torchvision's ImageNet
 # MobileNetV2, or without that from nothing. COMPARE=1 trains, after the default weights, the comparisons of docs/model_card.md.
 # What is made lies in experiments/; the last file is experiments/sgpn_open.safetensors, in half precision.
@@ -18,16 +17,15 @@ here=$(cd "$(dirname "$0")" && pwd)
 train() { sgpn train "$1" --auto-resume --data "${faces[@]}" --set "path.experiments_root=$out" "${@:2}"; }
 newest() { ls -t "$out/$1/models/"*.safetensors | head -1; }
 
-# 1. The shape prior: regressor, textures learnt from the photos, and the regressor fitted to these.
+# 1. The shape prior: regressor, textures and landmarks learnt from the photos, and the regressor fitted to these.
 regressor=${REGRESSOR:-}
 if [ -z "$regressor" ]; then
     train options/train/shape_open.yml ${BACKBONE:+path.pretrain_backbone=$BACKBONE}
     regressor=$(newest shape_open)
 fi
 textures=$out/open_face_textures.safetensors shape=$out/regressor.safetensors
-photos=(--data "${faces[@]}" --min-size "${MIN_SIZE:-1}")
-[ -f "$textures" ] || python "$here/learn_texture_basis.py" "${photos[@]}" --weights "$regressor" --every 2 -o "$textures"
-[ -f "$shape" ] || python "$here/refit_regressor.py" "${photos[@]}" --weights "$regressor" --morphable-model "$textures" -o "$shape"
+[ -f "$textures" ] || python "$here/learn_texture_basis.py" --data "${faces[@]}" --weights "$regressor" --every 2 -o "$textures"
+[ -f "$shape" ] || python "$here/refit_regressor.py" --data "${faces[@]}" --weights "$regressor" --morphable-model "$textures" -o "$shape"
 prior=("path.pretrain_network_shape=$shape")  # which holds the textures too
 
 # 2. The generator: first at 128 px, then grown to 256 px and 512 px.

@@ -83,6 +83,7 @@ RULES = [
     (r"judge_levels", [*TINY, "--set", "metrics=[psnr]", "judge=tiny.safetensors"], ""),
     (r"judge_fidelity", ["--cases", "noise 15", "--every", "99", *TINY], ""),
     (r"draw_model_card", ["-o", ".", *TINY], ""),
+    (r"compare_regressors", PARSE, "weights that training makes; tests/scripts/test_compare_regressors.py runs it"),
     (r"measure_dataset", ["--images", "2", "--repeats", "1", "--workers", "1"], ""),
     (r"make_lmdb", [], ""),
     (r"draw_morphable_model\.py$", ["--size", "16", "--output", "model.png"], ""),

@@ -12,6 +12,7 @@ FOLDER = Path(__file__).parents[2] / "scripts"
 # Scripts that replace files of this project when they are not told where to write -> what --help says of it.
 REPLACING = {
     "build_open_morphable_model": "sgpn_arch/assets/open_face.safetensors",
+    "compare_regressors": "docs/images",
     "draw_model_card": "docs/images",
     "draw_morphable_model": "docs/images/morphable_model.png",
     "export_mobilenet_features": "the package's file",

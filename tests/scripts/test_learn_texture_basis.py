@@ -7,6 +7,7 @@ import torch
 from oracles.script import load_script
 from sgpn_arch.face3d.lighting import sh_basis
 from sgpn_arch.face3d.morphable_model import MorphableModel
+from sgpn_arch.face3d.shape_prior import ShapePrior
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +80,52 @@ def test_a_learnt_model_has_the_tone_everywhere(script):
     torch.testing.assert_close(ratio, torch.ones(3), atol=0.1, rtol=0)
     deviation = learnt.tex_basis[0].mean(1).abs() / model.tex_mean.mean(1)
     assert deviation.min() > 0.3 * deviation.median()
+
+
+def test_landmarks_are_fitted(script):
+    """Two views of each of two faces: what was found puts the landmarks where they were, with one face for both views."""
+    prior = ShapePrior(torch.nn.Identity(), MorphableModel.open())
+    generator = torch.Generator().manual_seed(0)
+    coeffs = torch.zeros(4, prior.coeff_dim)
+    coeffs[:, :80] = torch.randn(2, 80, generator=generator)[[0, 1, 0, 1]]
+    coeffs[:, 80:100] = 0.5 * torch.randn(2, 20, generator=generator)[[0, 1, 0, 1]]
+    coeffs[:, 173] = torch.tensor([0.2, -0.3, 0.1, 0.0])  # the angle about y
+    truth = prior.landmarks224(prior.mesh(coeffs))
+    start = torch.zeros_like(coeffs)
+    found = script.fit_landmarks(prior, start, truth, torch.tensor([0, 1, 0, 1]))
+    before = (prior.landmarks224(prior.mesh(start)) - truth).norm(dim=2).mean()
+    after = (prior.landmarks224(prior.mesh(found)) - truth).norm(dim=2).mean()
+    assert after < 1.0 < before
+    assert torch.equal(found[0, :132], found[2, :132])
+
+
+def test_landmarks_go_back_to_where_they_belong(script):
+    """Moved by some vertices, the landmarks of jaw, brows and lips find the places that the views show; the others stay."""
+    prior = ShapePrior(torch.nn.Identity(), MorphableModel.open())
+    coeffs = torch.zeros(6, prior.coeff_dim)
+    coeffs[:, 173] = torch.linspace(-0.3, 0.3, 6)
+    truth, right = prior.landmarks224(prior.mesh(coeffs)), prior.model.landmarks.clone()
+    mirror, moved = script.mirror_of(prior.model), [2, 19, 61]
+    for point in moved:
+        near = torch.cdist(prior.model.shape_mean[right[point]][None], prior.model.shape_mean)[0].argsort()[5]
+        prior.model.landmarks[point], prior.model.landmarks[script.MIRROR_68[point]] = near, mirror[near]
+    found = script.placed_landmarks(prior, coeffs, truth)
+    off = (prior.model.shape_mean[found] - prior.model.shape_mean[right]).norm(dim=1)
+    assert off.max() < 0.02  # decimetres; the other side's landmark is not the exact mirror
+    assert torch.equal(found[36:48], right[36:48])
+
+
+@pytest.mark.parametrize("tone", [0.15, 0.4, 0.8])
+def test_hair_on_the_forehead_is_no_skin(script, tone):
+    """Of pale and of dark skin: a fringe that is darker, or of another colour, is left out; what has the cheeks' colour stays."""
+    model = MorphableModel.open()
+    skin = tone * torch.tensor([1.0, 0.75, 0.65])
+    height, brows = model.shape_mean[:, 1], model.shape_mean[model.landmarks][17:27, 1]
+    textures = skin.expand(2, len(height), 3).clone()
+    fringe = height > brows.max() + 0.1
+    textures[0, fringe] *= 0.4
+    textures[1, fringe] *= torch.tensor([1.1, 0.9, 0.6])
+    kept = script.own_skin(model, textures, torch.ones(textures.shape[:2], dtype=torch.bool))
+    assert not kept[:, fringe].any()
+    assert kept[:, ~fringe].all()
+    assert script.own_skin(model, 0.85 * textures[:1], torch.ones(1, len(height), dtype=torch.bool))[0, ~fringe].all()

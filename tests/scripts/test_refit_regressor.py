@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from oracles.script import load_script
+from sgpn_arch.d3dfr_arch import D3DFR
 from sgpn_arch.face3d.lighting import sh_basis, shade
 from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.face3d.shape_prior import ShapePrior
@@ -40,22 +41,6 @@ def test_a_linear_map_is_found_again(script):
     torch.testing.assert_close(bias, torch.full((3,), 2.0), atol=0.02, rtol=0)
 
 
-def test_landmarks_are_fitted(script, prior):
-    """Two views of each of two faces: what was found puts the landmarks where they were, with one identity for both views."""
-    generator = torch.Generator().manual_seed(0)
-    coeffs = torch.zeros(4, prior.coeff_dim)
-    coeffs[:, :80] = torch.randn(2, 80, generator=generator)[[0, 1, 0, 1]]
-    coeffs[:, 80:100] = 0.5 * torch.randn(4, 20, generator=generator)
-    coeffs[:, 173] = torch.tensor([0.2, -0.3, 0.1, 0.0])  # the angle about y
-    truth = prior.landmarks224(prior.mesh(coeffs))
-    start = torch.zeros_like(coeffs)
-    found = script.fit_landmarks(prior, start, truth, torch.tensor([0, 1, 0, 1]))
-    before = (prior.landmarks224(prior.mesh(start)) - truth).norm(dim=2).mean()
-    after = (prior.landmarks224(prior.mesh(found)) - truth).norm(dim=2).mean()
-    assert after < 1.0 < before
-    assert torch.equal(found[0, :80], found[2, :80])
-
-
 def test_colours_are_fitted(script, prior):
     """Vertices that are lit by a known light: texture and light together give the colours back."""
     generator = torch.Generator().manual_seed(0)
@@ -70,3 +55,28 @@ def test_colours_are_fitted(script, prior):
     back = shade(model.albedo(found), normals, light)
     assert (back - colors).abs().mean() < 0.02
     torch.testing.assert_close(light, lighting, atol=0.05, rtol=0)
+
+
+def test_late_layers_learn_where_landmarks_are_and_leave_the_others(script):
+    """Two views again and again: landmarks come nearer. What is before the maps stays, and so do statistics of norms."""
+    torch.manual_seed(0)
+    regressor = D3DFR(80, 52, 40, "mobilenet_v2", imagenet_normalisation=True).eval()
+    prior = ShapePrior(regressor, MorphableModel.open())
+    before = {key: value.clone() for key, value in regressor.state_dict().items()}
+    coeffs = 0.1 * torch.randn(2, prior.coeff_dim)
+    coeffs[:, 173] = 0.4  # the angle about y
+    truth = prior.landmarks224(prior.mesh(coeffs))
+    errors = script.train_late(prior, torch.rand(2, 160, 7, 7).half(), coeffs, truth, steps=20, batch=2, rate=4e-3)
+    assert min(errors[-5:]) < 0.75 * errors[0]
+    after = regressor.state_dict()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    late = tuple(f"backbone.features.{number}." for number in range(script.LATE, 19))
+    assert any(key.startswith(late) for key in changed)
+    assert all(key.startswith((*late, "final_layers.")) and "running" not in key for key in changed)
+
+
+def test_heads_are_written_in_the_order_of_the_coefficients(script):
+    regressor = D3DFR(4, 3, 2, "mobilenet_v2")
+    bias = torch.arange(float(regressor.coeff_dim))
+    script.set_heads(regressor, torch.zeros(regressor.coeff_dim, regressor.backbone.width), bias)
+    torch.testing.assert_close(regressor.eval()(torch.rand(1, 3, 32, 32))[0], bias)
