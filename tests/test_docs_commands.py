@@ -42,6 +42,7 @@ done
 SHELL = {"", "sh", "bash"}
 WHOLE = {
     "sgpn bench",
+    "sgpn bench engines",
     "sgpn weights list",
     "sgpn options list",
     "sgpn restore --demo --save-parts",
@@ -58,6 +59,11 @@ RULES = [
     (r"^tensorboard|^python other_method", PARSE, "another project's command"),
     (r"^torchrun", PARSE, "eight GPUs; the tests of the training loop run two processes"),
     (r"^sgpn bench", PARSE, "minutes; tests/sgpn_model/cli/test_bench.py runs each at small size"),
+    (
+        r"^sgpn (export|restore .*--engine)",
+        PARSE,
+        "a minute; tests/sgpn_model/restore has test_exporter.py and test_engines.py",
+    ),
     (r"^sgpn weights (fetch|convert)", PARSE, "the network, or the authors' files"),
     (r"restore --weights FILE$", PARSE, "names no photo"),
     (r"--weights released", PARSE, "the authors' weights"),

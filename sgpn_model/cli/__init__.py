@@ -38,6 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OptionError as error:
         print("\n".join(f"sgpn: error: {problem}" for problem in error.problems), file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        package = (error.name or "sgpn").partition(".")[0]
+        if package.startswith("sgpn"):
+            raise
+        print(
+            f"sgpn: error: this needs the package {package}, which is not installed: pip install {package}",
+            file=sys.stderr,
+        )
+        return 1
     except BrokenPipeError:  # whoever reads, such as `head`, has seen enough; nothing may be written when Python ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sgpn_arch.ranges import from_text
+from sgpn_arch.ranges import Count, from_text
 
 
 def typed(kind: Any) -> Callable[[str], Any]:
@@ -72,6 +72,24 @@ def add_device(parser: argparse.ArgumentParser, default: str | None) -> None:
     """``--device``; without a default, the option file's counts."""
     told = "" if default else " (default: the option file's)"
     parser.add_argument("--device", default=default, metavar="auto|cpu|cuda|mps", help=f"where to compute{told}")
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """``--engine`` and ``--threads``."""
+    add = parser.add_argument
+    add(
+        "--engine",
+        default="auto",
+        metavar="NAME",
+        help="what runs the networks: torch, openvino or onnxruntime; auto is the fastest of those installed, measured once on "
+        "this machine; the last two need exported networks (sgpn export), which the default weights have",
+    )
+    add(
+        "--threads",
+        type=typed(Count),
+        metavar="N",
+        help="threads of the networks (default: as many as other processes leave cores free)",
+    )
 
 
 def start_long_run() -> None:

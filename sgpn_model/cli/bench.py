@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from sgpn_arch.ranges import Count, Positive
 from sgpn_model.cli.arguments import add_device, typed
@@ -25,6 +25,14 @@ COLUMNS = {"ms": "ms", "iqr_ms": "+-", "gflop": "GFLOP", "gflop_per_second": "GF
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments, and what runs."""
     add = parser.add_argument
+    add(
+        "what",
+        nargs="?",
+        choices=("networks", "engines"),
+        default="networks",
+        help="networks: the network in each precision, and the steps of a restoration; engines: every engine that is installed, "
+        "on the default weights",
+    )
     add("-o", "--output", default="experiments/bench.json", metavar="OUT", help="file")
     add("--weights", metavar="NAME|FILE", help="networks to measure (default: random ones of the paper's size)")
     add("--size", type=typed(Count), metavar="PIXELS", help="size of the random networks (default: 512, the paper's)")
@@ -49,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(
+    what: str,
     output: str,
     weights: str | None,
     size: int | None,
@@ -66,9 +75,19 @@ def run(
         OptionError: two options do not go together, or networks of this kind cannot be built.
         CheckpointError, ImageError, DetectorError: weights, photo or detector cannot be used.
     """
+    from sgpn_arch.errors import OptionError
+
+    if what == "engines":
+        from sgpn_model.cli.bench_engines import bench_engines
+
+        if size or width or photo or batch != 1 or device != "auto":
+            raise OptionError(
+                "bench engines: measures one face of weights on the CPU; give --weights, --precision, --threads"
+            )
+        bench_engines(output, weights or "default", precision, threads, seconds, cpu_name())
+        return
     import torch
 
-    from sgpn_arch.errors import OptionError
     from sgpn_arch.inference.memory import keep_freed_memory
     from sgpn_arch.inference.network import choose_precision
     from sgpn_data.photos import read_photo
@@ -219,10 +238,11 @@ def measure_restoration(table: Table, network, prior, template: str, photo: str 
 
     detector = build_detector("auto", str(table.device))
     restorer = FaceRestorer(network, prior, template, detector, table.device, precision=precision)
+    engine: Any = restorer.engine
     steps = [(restorer, "prepare", "prepare"), (restorer, "finish", "paste back"), (detector, "detect", "detect")]
-    steps += [(restorer.prior, "forward", "shape prior")]
-    names = [name for name in ("forward", "with_mask_picture") if hasattr(restorer.network, name)]
-    steps += [(restorer.network, name, "network") for name in names]
+    steps += [(engine.prior, "forward", "shape prior")]
+    names = [name for name in ("forward", "with_mask_picture") if hasattr(engine.network, name)]
+    steps += [(engine.network, name, "network") for name in names]
     for owner, name, step in steps:
         setattr(owner, name, watched(getattr(owner, name), step))
     read, write = watched(read_photo, "read"), watched(write_photo, "write")

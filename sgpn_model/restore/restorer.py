@@ -5,27 +5,27 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor
 
-from sgpn_arch.errors import OptionError
-from sgpn_arch.face3d.shape_prior import ShapePrior
-from sgpn_arch.fusion_arch import mask_pictures
 from sgpn_data import released_protocol
 from sgpn_data.alignment import align_face, check_photo, resize, template_points, transform_points, warp
 from sgpn_data.detection import Detection, Detector, build_detector
 from sgpn_data.pasting import aligned_at_size_of, blend_hole, fill_hole, hole_of, match_hole, paste_faces
 from sgpn_data.photos import to_grey, tone_of, toned
-from sgpn_data.tensors import to_images, to_tensor
-from sgpn_model.config.device import choose_device
+from sgpn_data.tensors import to_pictures, to_planes
+from sgpn_model.restore.engines import Engine
+from sgpn_model.restore.engines.choosing import open_engine
 from sgpn_model.restore.fidelity import blend, checked_fidelity
 from sgpn_model.restore.stream import Outcome, stream
-from sgpn_model.weights.checkpoint import load_checkpoint
-from sgpn_model.weights.pretrained import WEIGHTS_FOLDER, build_networks, find_weights
+from sgpn_model.weights.pretrained import WEIGHTS_FOLDER, find_weights
+
+if TYPE_CHECKING:
+    import torch
+
+    from sgpn_arch.face3d.shape_prior import ShapePrior
 
 LOGGER = logging.getLogger("sgpn")
 
@@ -142,23 +142,22 @@ class FaceRestorer:
 
     def __init__(
         self,
-        network: torch.nn.Module,
-        prior: ShapePrior,
+        network: "torch.nn.Module",
+        prior: "ShapePrior",
         template: str,
         detector: Detector,
-        device: torch.device | str = "cpu",
+        device: "torch.device | str" = "cpu",
         task: str = "restore",
         precision: str = "auto",
         fidelity: float | str = "auto",
     ):
-        self.device = torch.device(device)
-        given: Any = network.eval().to(self.device)
-        try:
-            ready = hasattr(given, "for_inference")
-            self.network: Any = given.for_inference(precision) if ready else given.to(memory_format=torch.channels_last)
-        except ValueError as error:
-            raise OptionError(str(error)) from error
-        self.prior = prior.eval().to(self.device).for_inference("fp32" if precision == "fp32" else "auto")
+        from sgpn_model.restore.engines.torch_engine import TorchEngine
+
+        self._take(TorchEngine(network, prior, device, precision), template, detector, task, fidelity)
+
+    def _take(self, engine: Engine, template: str, detector: Detector, task: str, fidelity: float | str) -> None:
+        #: What runs the networks.
+        self.engine = engine
         self.template = template
         self.detector = detector
         self.task = task
@@ -174,32 +173,36 @@ class FaceRestorer:
         allow_download: bool = False,
         precision: str = "auto",
         fidelity: float | str = "auto",
+        engine: str = "auto",
+        threads: int | None = None,
     ) -> "FaceRestorer":
         """Builds a restorer from weights that ship with the library or from a checkpoint file.
 
         Args:
-            weights: a name in :func:`available_weights`, "default", or a path.
+            weights: a name in :func:`available_weights`, "default", or the path of a checkpoint or a bundle (docs/deploy.md).
             device: "auto" (CUDA where there is any), "cpu" or "cuda".
             detector: "auto" or a name in ``sgpn_data.detection.DETECTORS``.
             allow_download: whether the detector may fetch its weights.
             precision, fidelity: see the class.
+            engine: what runs the networks: "torch", "openvino", "onnxruntime", or "auto", see :func:`.open_engine`.
+            threads: of the engine; None is its own choice. PyTorch's are those of the whole process.
 
         Raises:
             CheckpointError, DetectorError, OptionError: the message says what to do.
         """
-        place, path = choose_device(device), find_weights(weights)
-        checkpoint = load_checkpoint(path)
-        network, prior, template = build_networks(checkpoint)
-        task = checkpoint.metadata.get("task", "restore")
-        del checkpoint  # the last that holds the weights as they were stored
-        finder = build_detector(detector, str(place), allow_download)
-        restorer = cls(network, prior, template, finder, place, task, precision, fidelity)
+        path = find_weights(weights)
+        opened = open_engine(engine, path, device, precision, threads)
+        restorer = cls.__new__(cls)
+        finder = build_detector(detector, opened.engine.device, allow_download)
+        restorer._take(opened.engine, opened.template, finder, opened.task, fidelity)
         restorer._recipe = {
             "weights": str(weights if path.parent == WEIGHTS_FOLDER else path.resolve()),
             "device": device,
             "detector": detector,
             "allow_download": allow_download,
             "precision": precision,
+            "engine": opened.engine.name,
+            "threads": threads,
         }
         return restorer
 
@@ -213,13 +216,14 @@ class FaceRestorer:
 
     def __repr__(self) -> str:
         parts = {
-            "weights": self._recipe["weights"] if self._recipe else type(self.network).__name__,
+            "weights": self._recipe["weights"] if self._recipe else self.engine.network_name,
             "size": self.size,
             "template": self.template,
             "task": self.task,
             "detector": self.detector.name,
-            "device": str(self.device),
-            "precision": getattr(self.network, "precision", "as given"),
+            "engine": self.engine.name,
+            "device": self.engine.device,
+            "precision": self.engine.precision,
             "fidelity": self.fidelity,
         }
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in parts.items())})"
@@ -227,12 +231,12 @@ class FaceRestorer:
     @property
     def size(self) -> int:
         """Side of the crops, in pixels."""
-        return self.network.size
+        return self.engine.size
 
     @property
     def as_released(self) -> bool:
         """Whether faces are cut out and pasted back as in the authors' code."""
-        return self.prior.protocol == "released"
+        return self.engine.protocol == "released"
 
     def restore(
         self,
@@ -388,41 +392,31 @@ class FaceRestorer:
     @functools.cached_property
     def _in_full_precision(self) -> "FaceRestorer | None":
         """The same networks in fp32; None where these are, or where the weights are not at hand."""
-        networks = self.network, self.prior.regressor
-        if self._recipe is None or all(getattr(network, "precision", "fp32") == "fp32" for network in networks):
+        if self._recipe is None or self.engine.all_fp32:
             return None
-        network, prior, template = build_networks(load_checkpoint(find_weights(self._recipe["weights"])))
-        return FaceRestorer(network, prior, template, self.detector, self.device, self.task, "fp32")
+        return type(self).from_pretrained(**{**self._recipe, "precision": "fp32"})
 
-    @torch.inference_mode()
     def _restore_batch(self, faces: Sequence[RestoredFace]) -> list[RestoredFace]:
         """Fills in what the networks say; returns the faces of which some number is not finite."""
-        photos = torch.stack([to_tensor(face.crop) for face in faces]).to(
-            self.device, memory_format=torch.channels_last
-        )
-        crops = photos.clone()
+        photos = np.stack([to_planes(face.crop) for face in faces])
+        crops = photos.copy()
         tones = {number: face.tone for number, face in enumerate(faces) if face.tone is not None}
         for number in tones:
-            crops[number] = to_tensor(to_grey(faces[number].crop))
-        points = torch.tensor(np.stack([face.points5 for face in faces]), dtype=torch.float32, device=self.device)
-        shape = self.prior(crops, points)
-        if hasattr(self.network, "with_mask_picture"):
-            images, pictures = self.network.with_mask_picture(crops, shape.render, shape.coeffs)
-        else:
-            images, masks = self.network(crops, shape.render, shape.coeffs, return_masks=True)
-            by_scale = mask_pictures(masks)
-            pictures = by_scale[max(by_scale)] if by_scale else None
-        sound = torch.stack([part.isfinite().flatten(1).all(1) for part in (images, shape.coeffs, shape.render)]).all(0)
-        images = torch.where(sound[:, None, None, None], images.float(), photos)
+            crops[number] = to_planes(to_grey(faces[number].crop))
+        said = self.engine(crops, np.stack([face.points5 for face in faces]).astype(np.float32))
+        sound = np.ones(len(faces), bool)
+        for part in (said.restored, said.coefficients, said.render):
+            sound &= np.isfinite(part).reshape(len(faces), -1).all(axis=1)
+        images = np.where(sound[:, None, None, None], said.restored, photos)
         for number, tone in tones.items():
-            images[number] = to_tensor(toned(to_images(images[number : number + 1])[0], tone))
+            images[number] = to_planes(toned(to_pictures(images[number : number + 1])[0], tone))
         results = zip(
             sound.tolist(),
-            to_images(shape.render.nan_to_num()),
-            to_grey_images(shape.mask.nan_to_num(), self.size),
-            [None] * len(faces) if pictures is None else to_grey_images(pictures.nan_to_num(), self.size),
-            shape.coeffs.float().cpu().numpy(),
-            shape.landmarks.float().cpu().numpy(),
+            to_pictures(np.nan_to_num(said.render)),
+            to_grey_pictures(np.nan_to_num(said.render_mask), self.size),
+            [None] * len(faces) if said.mask is None else to_grey_pictures(np.nan_to_num(said.mask), self.size),
+            said.coefficients,
+            said.landmarks,
             strict=True,
         )
         for face, (finite, render, render_mask, mask, coefficients, landmarks) in zip(faces, results, strict=True):
@@ -432,7 +426,7 @@ class FaceRestorer:
         for fidelity in {face.fidelity for face in faces}:
             group = [number for number, face in enumerate(faces) if face.fidelity == fidelity]
             wanted = blend(images[group], photos[group], 0 if fidelity == "auto" else float(fidelity))
-            for number, picture in zip(group, to_images(wanted), strict=True):
+            for number, picture in zip(group, to_pictures(wanted), strict=True):
                 faces[number].restored = picture
         return [face for face in faces if face.failed]
 
@@ -468,7 +462,7 @@ def _checked_points(points5: np.ndarray, aligned: bool) -> np.ndarray:
     return points
 
 
-def to_grey_images(batch: Tensor, size: int) -> list[np.ndarray]:
-    """(N, 1, r, r) in [0, 1] -> uint8 pictures (size, size)."""
-    resized = torch.nn.functional.interpolate(batch.float(), size=(size, size), mode="bilinear", align_corners=False)
-    return list((resized[:, 0].clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())
+def to_grey_pictures(planes: np.ndarray, size: int) -> list[np.ndarray]:
+    """(N, 1, r, r) float in [0, 1] -> uint8 pictures (size, size), enlarged bilinearly."""
+    enlarged = [cv2.resize(plane[0], (size, size), interpolation=cv2.INTER_LINEAR) for plane in planes]
+    return [np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8) for picture in enlarged]

@@ -100,7 +100,9 @@ def read_bundle(folder: str | Path) -> Bundle:
         content = json.loads(path.read_text(encoding="utf-8"))
         manifest = Manifest.read(content)
     except OSError as error:
-        raise CheckpointError(f"{folder}: is no bundle, for it has no {MANIFEST}; make one with sgpn export") from error
+        raise CheckpointError(
+            f"{folder}: is a folder, and no bundle, for it has no {MANIFEST}; give a file, or make one with sgpn export"
+        ) from error
     except OptionError as error:
         raise CheckpointError("\n".join(f"{path}: {problem}" for problem in error.problems)) from error
     except ValueError as error:

@@ -31,9 +31,9 @@ from sgpn_arch.ranges import Told, Whole
 from sgpn_arch.registry import ARCH_REGISTRY
 from sgpn_arch.schema import Options
 from sgpn_arch.state_dicts import build_for, is_finite, load_strictly, tensors_in
+from sgpn_model.weights.formats import CHECKPOINT_FORMAT as FORMAT
 from sgpn_model.weights.formats import KINDS, CheckpointError, kind_of
 
-FORMAT = "sgpn-checkpoint"
 MODEL_PREFIX = "morphable_model"
 CHECKSUM = "sha256"  # where a file keeps the digest of its content
 DEEPEST = 20  # containers in each other in metadata or a pickle; weights have three or four

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from sgpn_arch.errors import UserError
 
+CHECKPOINT_FORMAT = "sgpn-checkpoint"  # what a checkpoint's header says
+
 
 class CheckpointError(UserError, ValueError):
     """A file of weights that cannot be used; the message names the file and the cause."""

@@ -3,15 +3,19 @@
 import difflib
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
-from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_data.alignment import TEMPLATES
 from sgpn_model.weights.bundle import read_bundle
-from sgpn_model.weights.checkpoint import FORMAT, Checkpoint, CheckpointError, load_checkpoint
+from sgpn_model.weights.formats import CHECKPOINT_FORMAT, CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+    from sgpn_arch.face3d.shape_prior import ShapePrior
+    from sgpn_model.weights.checkpoint import Checkpoint
 
 WEIGHTS_FOLDER = Path(__file__).parent
 
@@ -23,8 +27,8 @@ def available_weights() -> list[str]:
 
 def _is_checkpoint(path: Path) -> bool:
     try:
-        with safe_open(str(path), framework="pt") as file:
-            return (file.metadata() or {}).get("format") == FORMAT
+        with safe_open(str(path), framework="np") as file:
+            return (file.metadata() or {}).get("format") == CHECKPOINT_FORMAT
     except (OSError, SafetensorError):
         return False
 
@@ -65,21 +69,25 @@ def find_weights(name: str | Path) -> Path:
     return place
 
 
-def load_networks(weights: str | Path) -> tuple[torch.nn.Module, ShapePrior, str]:
+def load_networks(weights: str | Path) -> "tuple[torch.nn.Module, ShapePrior, str]":
     """The network, the shape prior and the alignment template's name of weights, by their name or path.
 
     Raises:
         CheckpointError: there are no such weights, or they do not describe a restoration.
     """
+    from sgpn_model.weights.checkpoint import load_checkpoint
+
     return build_networks(load_checkpoint(find_weights(weights)))
 
 
-def build_networks(checkpoint: Checkpoint) -> tuple[torch.nn.Module, ShapePrior, str]:
+def build_networks(checkpoint: "Checkpoint") -> "tuple[torch.nn.Module, ShapePrior, str]":
     """The network, the shape prior and the alignment template's name of a checkpoint that was read.
 
     Raises:
         CheckpointError: it does not describe a restoration.
     """
+    from sgpn_arch.face3d.shape_prior import ShapePrior
+
     path, about = checkpoint.path, checkpoint.metadata
     network, regressor = checkpoint.network("network_g"), checkpoint.network("network_shape")
     _check_call(checkpoint, "network_g", network, "photo", "rendering", "coefficients", return_masks=True)
@@ -100,7 +108,7 @@ def build_networks(checkpoint: Checkpoint) -> tuple[torch.nn.Module, ShapePrior,
     return network, prior, template
 
 
-def _check_call(checkpoint: Checkpoint, name: str, network: torch.nn.Module, *inputs: str, **options: Any) -> None:
+def _check_call(checkpoint: "Checkpoint", name: str, network: "torch.nn.Module", *inputs: str, **options: Any) -> None:
     """Whether a network can be called as its place demands; a discriminator's fits its description as well."""
     kind, shown = type(network).__name__, ", ".join((*inputs, *(f"{key}={value}" for key, value in options.items())))
     try:

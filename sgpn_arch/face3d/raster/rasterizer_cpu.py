@@ -7,7 +7,7 @@ either float precision, and outputs are written in place; `rasterizer.py` says w
 import numpy as np
 
 from sgpn_arch.face3d.numba_loops import compiled
-from sgpn_arch.face3d.raster.visibility import TIE
+from sgpn_arch.face3d.raster.rasterizer_numpy import TIE
 
 
 @compiled

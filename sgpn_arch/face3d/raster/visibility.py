@@ -9,9 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-# Two depths that differ by less than this fraction are a tie, which the triangle with the lower index wins.
-# It lies far above the rounding of float64 and far below that of float32 depths.
-TIE = 1e-10
+from sgpn_arch.face3d.raster.rasterizer_numpy import TIE
+
 # Rows of the table at a time, some 400 bytes each. Meshes of a face have 70,000 to 180,000 at 224x224.
 ROWS = 1 << 21
 

@@ -13,6 +13,7 @@ from sgpn_data.astronaut import degraded_astronaut
 from sgpn_data.tensors import to_tensor
 from sgpn_model.evaluate.metrics import perceptual_mnv2, psnr
 from sgpn_model.restore.restorer import FaceRestorer
+from sgpn_model.weights.bundle import bundle_of
 from sgpn_model.weights.checkpoint import load_checkpoint
 from sgpn_model.weights.pretrained import WEIGHTS_FOLDER, available_weights, find_weights
 
@@ -76,3 +77,21 @@ def test_the_mask_is_a_picture_and_not_a_constant(restored):
 def test_restoring_twice_gives_the_same_picture(restored):
     again = FaceRestorer.from_pretrained(device="cpu").restore(degraded_astronaut())
     assert torch.equal(torch.from_numpy(again.image), torch.from_numpy(restored.image))
+
+
+def test_the_files_that_ship_beside_them_are_exports_of_them():
+    """After new default weights: ``sgpn export -o sgpn_model/weights``."""
+    path = find_weights("default")
+    bundle = bundle_of(path)
+    assert bundle is not None, f"{path.parent} has no export of {path.name}"
+    bundle.check()
+    task = load_checkpoint(path).metadata["task"]
+    assert bundle.manifest.task == task and bundle.manifest.precision == "fp32"
+
+
+def test_without_pytorch_they_restore_alike():
+    found = FaceRestorer.from_pretrained(device="cpu", precision="fp32", engine="onnxruntime").restore(
+        degraded_astronaut()
+    )
+    exact = FaceRestorer.from_pretrained(device="cpu", precision="fp32", engine="torch").restore(degraded_astronaut())
+    assert np.abs(found.image.astype(int) - exact.image).max() <= 1

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sgpn_arch.fusion_arch import find_fusion
+from sgpn_data.astronaut import real_faces
 from sgpn_data.detection import silent_onnxruntime
 from sgpn_model.restore import exporter
 from sgpn_model.weights.bundle import PARTS, bundle_of, read_bundle
@@ -88,7 +89,7 @@ def test_a_manifest_that_is_wrong_is_refused(bundle, tmp_path, change, told):
 
 
 def test_a_folder_without_manifest_is_no_bundle(tmp_path):
-    with pytest.raises(CheckpointError, match="is no bundle"):
+    with pytest.raises(CheckpointError, match="is a folder, and no bundle"):
         find_weights(tmp_path)
 
 
@@ -104,7 +105,8 @@ class Brighter(nn.Module):
 
 def test_a_file_that_differs_from_pytorch_is_refused(bundle):
     network, prior, template = load_networks(bundle.weights)
-    program = exporter.programs(network, prior, *exporter.real_faces(64, template))["generator"]
+    photos, points5 = map(torch.from_numpy, real_faces(64, template))
+    program = exporter.programs(network, prior, photos, points5)["generator"]
     path = bundle.part("generator")
     assert exporter._check("generator", program, path, prior, "fp32")["restored"] < 1e-4
     program.module = Brighter(program.module)

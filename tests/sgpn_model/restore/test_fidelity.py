@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgpn_arch.errors import OptionError
-from sgpn_model.restore.fidelity import BANDS, blend
+from sgpn_model.restore.fidelity import BANDS, _resized, blend
 from sgpn_model.restore.restorer import FaceRestorer
 
 
 @pytest.fixture
 def pair():
-    generator = torch.Generator().manual_seed(0)
-    return [torch.rand(2, 3, 64, 64, generator=generator) * 2 - 1 for _ in range(2)]
+    rng = np.random.default_rng(0)
+    return [rng.uniform(-1, 1, (2, 3, 64, 64)).astype(np.float32) for _ in range(2)]
 
 
 def test_the_ends_are_the_pictures_themselves(pair):
@@ -26,22 +26,22 @@ def test_the_ends_are_the_pictures_themselves(pair):
 
 def test_it_is_continuous_up_to_both_ends(pair):
     restored, photo = pair
-    torch.testing.assert_close(blend(restored, photo, 1e-6), restored, atol=1e-4, rtol=0)
-    torch.testing.assert_close(blend(restored, photo, 1 - 1e-6), photo, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(blend(restored, photo, 1e-6), restored, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(blend(restored, photo, 1 - 1e-6), photo, atol=1e-4, rtol=0)
 
 
 def test_a_change_of_colour_is_the_first_to_be_taken_back():
-    photo = torch.zeros(1, 3, 64, 64)
+    photo = np.zeros((1, 3, 64, 64), np.float32)
     half = blend(photo + 0.5, photo, 0.5)
-    torch.testing.assert_close(half, photo, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(half, photo, atol=1e-6, rtol=0)
 
 
 def test_the_finest_detail_is_the_last():
-    photo = torch.zeros(1, 3, 64, 64)
-    checks = (torch.arange(64)[:, None] + torch.arange(64)) % 2 * 2.0 - 1
-    restored = (photo + checks).contiguous()
-    torch.testing.assert_close(blend(restored, photo, 0.5), restored, atol=5e-3, rtol=0)
-    assert (blend(restored, photo, 0.97) - photo).abs().mean() < 0.2
+    photo = np.zeros((1, 3, 64, 64), np.float32)
+    checks = (np.arange(64)[:, None] + np.arange(64)) % 2 * np.float32(2) - 1
+    restored = photo + checks
+    np.testing.assert_allclose(blend(restored, photo, 0.5), restored, atol=5e-3, rtol=0)
+    assert np.abs(blend(restored, photo, 0.97) - photo).mean() < 0.2
 
 
 @settings(deadline=None, max_examples=20)
@@ -49,11 +49,22 @@ def test_the_finest_detail_is_the_last():
     st.floats(0, 1), st.floats(0, 1), st.integers(1, 70), st.integers(1, 70)
 )  # fmt: skip
 def test_more_fidelity_is_never_further_from_the_photo(one, other, height, width):
-    generator = torch.Generator().manual_seed(height * 100 + width)
-    restored = torch.randn(1, 1, height, width, generator=generator, dtype=torch.float64).cumsum(-1)
-    photo = torch.zeros_like(restored)
-    near, far = (blend(restored, photo, value).norm() for value in (max(one, other), min(one, other)))
+    restored = np.random.default_rng(height * 100 + width).normal(size=(1, 1, height, width)).cumsum(-1)
+    photo = np.zeros_like(restored)
+    near, far = (np.linalg.norm(blend(restored, photo, value)) for value in (max(one, other), min(one, other)))
     assert near <= far * (1 + 0.2 / BANDS) + 1e-9  # the bands overlap a little
+
+
+def test_bands_are_those_of_pytorchs_bilinear_resizing():
+    """What is resized in the pyramid, against PyTorch: reduced with all pixels counting, enlarged with the border repeated."""
+    interpolate = torch.nn.functional.interpolate
+    image = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, 37, 64)))
+    for size in ((18, 32), (9, 16), (1, 1)):
+        wanted = interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)
+        np.testing.assert_allclose(_resized(image.numpy(), *size), wanted, atol=1e-9)
+    for size in ((74, 128), (75, 129)):
+        wanted = interpolate(image, size=size, mode="bilinear", align_corners=False)
+        np.testing.assert_allclose(_resized(image.numpy(), *size), wanted, atol=1e-9)
 
 
 def test_wrong_arguments_are_named(pair):
@@ -65,11 +76,11 @@ def test_wrong_arguments_are_named(pair):
 
 def test_each_picture_can_have_its_own(pair):
     restored, photo = pair
-    both = blend(restored, photo, torch.tensor([0.3, 1.0]))
-    torch.testing.assert_close(both[:1], blend(restored[:1], photo[:1], 0.3))
-    torch.testing.assert_close(both[1:], photo[1:], atol=1e-5, rtol=0)
+    both = blend(restored, photo, [0.3, 1.0])
+    np.testing.assert_allclose(both[:1], blend(restored[:1], photo[:1], 0.3), atol=1e-6)
+    np.testing.assert_allclose(both[1:], photo[1:], atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="one for each"):
-        blend(restored, photo, torch.tensor([0.3, 1.0, 0.2]))
+        blend(restored, photo, [0.3, 1.0, 0.2])
 
 
 def test_a_restorer_blends_by_it():

