@@ -21,9 +21,11 @@ METRICS = ["lpips>=0.1.4", "matplotlib>=3.8", "torch-fidelity>=0.3", "PyWavelets
 FORMATS = ["imagecodecs>=2024.1.1", "pillow-heif>=0.16"]  # photos of more kinds: HEIC, and TIFF's rarer compressions
 ONNX = ["onnx>=1.17", "onnxruntime>=1.18", "onnxscript>=0.5"]
 OPENVINO = ["openvino>=2024.4"]
+VIDEO = ["av>=14"]
 TEST = (
     TRAIN
     + METRICS
+    + VIDEO
     + FORMATS
     + ONNX
     + OPENVINO
@@ -117,6 +119,7 @@ setup(
         "train": TRAIN,
         "metrics": METRICS,
         "formats": FORMATS,
+        "video": VIDEO,
         "onnx": ONNX,
         "openvino": OPENVINO,
         "test": TEST,

@@ -67,6 +67,7 @@ RULES = [
     (r"^sgpn weights (fetch|convert)", PARSE, "the network, or the authors' files"),
     (r"restore --weights FILE$", PARSE, "names no photo"),
     (r"--weights released", PARSE, "the authors' weights"),
+    (r"^sgpn video|judge_video", PARSE, "tests/sgpn_model/restore/test_video.py restores a film"),
     (r"film", PARSE, "a package that tests/test_plugin_page.py installs"),
     (
         r"^sgpn (align --demo -o faces|align PHOTOS|restore --demo --save-parts)$",

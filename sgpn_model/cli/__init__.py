@@ -11,6 +11,7 @@ from sgpn_arch.errors import OptionError, UserError, nearest
 # Command -> its file, which has add_arguments(parser) and run(**options). Files import what they run when it runs.
 COMMANDS = {
     "restore": ("restore", "restore the faces in photos"),
+    "video": ("film", "restore the faces in a film"),
     "align": ("align", "cut the faces out of photos, to train on them"),
     "train": ("train", "train what an option file describes"),
     "test": ("testing", "measure what an option file describes, and write a report"),

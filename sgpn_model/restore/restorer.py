@@ -51,6 +51,7 @@ class RestoredFace:
         detection: where the face was found; None where the points were given, or are the template's.
         hole: (S, S) bool, where the crop was cut out to be filled, and is white; None for a restoration.
         fidelity: 0..1 or "auto", as asked for; 0 where a hole is filled.
+        person: (D,) float32, coefficients that count in place of the crop's own, NaN where the crop's own do; None: nowhere.
         tone: (256, 3) uint8, the colours of a monochrome crop's grey levels (see :func:`.tone_of`); None for one in colours.
         restored, render: (S, S, 3) uint8 BGR, the latter the 3D rendering, black outside.
         render_mask: (S, S) uint8, how much of each pixel the mesh of the rendering covers.
@@ -67,6 +68,7 @@ class RestoredFace:
     hole: np.ndarray | None = None
     fidelity: float | str = "auto"
     tone: np.ndarray | None = None
+    person: np.ndarray | None = None
     # What the networks say.
     restored: np.ndarray = field(default_factory=_no_picture)
     render: np.ndarray = field(default_factory=_no_picture)
@@ -403,7 +405,13 @@ class FaceRestorer:
         tones = {number: face.tone for number, face in enumerate(faces) if face.tone is not None}
         for number in tones:
             crops[number] = to_planes(to_grey(faces[number].crop))
-        said = self.engine(crops, np.stack([face.points5 for face in faces]).astype(np.float32))
+        persons = [face.person for face in faces]
+        given = None
+        if any(person is not None for person in persons):
+            length = max(len(person) for person in persons if person is not None)
+            unknown = np.full(length, np.nan, np.float32)
+            given = np.stack([unknown if person is None else person for person in persons])
+        said = self.engine(crops, np.stack([face.points5 for face in faces]).astype(np.float32), given)
         sound = np.ones(len(faces), bool)
         for part in (said.restored, said.coefficients, said.render):
             sound &= np.isfinite(part).reshape(len(faces), -1).all(axis=1)

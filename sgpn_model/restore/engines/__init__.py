@@ -42,11 +42,12 @@ class Engine(ABC):
     network_name: str
 
     @abstractmethod
-    def __call__(self, crops: np.ndarray, points5: np.ndarray) -> Answers:
+    def __call__(self, crops: np.ndarray, points5: np.ndarray, persons: np.ndarray | None = None) -> Answers:
         """Restores faces.
 
         Args:
             crops: (N, 3, S, S) float32 RGB in [-1, 1]. points5: (N, 5, 2) float32 OpenCV pixels of the crops.
+            persons: (N, D) float32, coefficients that count in place of the regressor's, NaN where the regressor's do.
         """
 
     @property

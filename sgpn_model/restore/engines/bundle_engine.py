@@ -51,9 +51,11 @@ class BundleEngine(Engine):
     def _run(self, part: str, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs of one file, in its order."""
 
-    def __call__(self, crops: np.ndarray, points5: np.ndarray) -> Answers:
+    def __call__(self, crops: np.ndarray, points5: np.ndarray, persons: np.ndarray | None = None) -> Answers:
         """As :meth:`Engine.__call__`."""
         coefficients, transform = self._run("regressor", {"photo": crops, "points5": points5})
+        if persons is not None:
+            coefficients = np.where(np.isnan(persons), coefficients, persons)
         *parts, landmarks, triangles = self._run("mesh", {"coefficients": coefficients})
         meshes = zip(*parts, strict=True)
         drawn = np.stack([draw(points, depth, colors, triangles, IMAGE_SIZE) for points, depth, colors in meshes])

@@ -63,10 +63,15 @@ class TorchEngine(Engine):
         return all(getattr(each, "precision", "fp32") == "fp32" for each in (self.network, self.prior.regressor))
 
     @torch.inference_mode()
-    def __call__(self, crops: np.ndarray, points5: np.ndarray) -> Answers:
+    def __call__(self, crops: np.ndarray, points5: np.ndarray, persons: np.ndarray | None = None) -> Answers:
         """As :meth:`Engine.__call__`."""
         photos = torch.from_numpy(crops).to(self._place, memory_format=torch.channels_last)
-        shape = self.prior(photos, torch.from_numpy(points5).to(self._place))
+        transform = self.prior.transform(torch.from_numpy(points5).to(self._place), self.size)
+        coeffs = self.prior.coefficients(photos, transform)
+        if persons is not None:
+            given = torch.from_numpy(persons).to(coeffs)
+            coeffs = torch.where(given.isnan(), coeffs, given)
+        shape = self.prior.draw(coeffs, transform, self.size)
         if hasattr(self.network, "with_mask_picture"):
             images, picture = self.network.with_mask_picture(photos, shape.render, shape.coeffs)
         else:
