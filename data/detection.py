@@ -9,7 +9,7 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +84,29 @@ class Detection:
     def area(self) -> float:
         """Area of the box in square pixels."""
         return float(np.prod(self.box[2:] - self.box[:2]))
+
+    @property
+    def size(self) -> float:
+        """The longer side of the box, in pixels."""
+        return float(np.max(self.box[2:] - self.box[:2]))
+
+
+@dataclass(frozen=True)
+class FaceChoice:
+    """Which of the faces found are meant: at most so many, the largest ones, of these sizes (the longer side of the box, in
+    pixels of the photo) and at least of this score."""
+
+    most: int | None = None
+    min_size: float = 0
+    max_size: float = float("inf")
+    min_score: float = 0
+
+    def of(self, found: Sequence[Detection]) -> list[Detection]:
+        """Those chosen of faces that are sorted by size, largest first."""
+        fitting = [
+            face for face in found if self.min_size <= face.size <= self.max_size and face.score >= self.min_score
+        ]
+        return fitting[: self.most]
 
 
 class Detector:

@@ -19,7 +19,8 @@ DESCRIPTION = "Cut the faces out of photos, aligned, as OUT/NAME_00.png, ... and
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments, and what runs."""
     add = parser.add_argument
-    add("inputs", nargs="*", metavar="PHOTO_OR_FOLDER", help="photos, or folders of photos (not folders inside them)")
+    add("inputs", nargs="*", metavar="PHOTO_OR_FOLDER", help="photos, or folders of photos")
+    add("-r", "--recursive", action="store_true", help="the folders inside folders, too")
     add(
         "--demo",
         action="store_true",

@@ -6,16 +6,18 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
 
-from sgpn_arch.ranges import Fraction
+from sgpn_arch.ranges import Count, Fraction
 from sgpn_model.cli.arguments import add_detector, add_device, add_engine, typed
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from sgpn_model.restore.album import Done, Job
+    from sgpn_model.restore.album import InputError, Job
+    from sgpn_model.restore.record import Done
     from sgpn_model.restore.stream import Outcome
 
 DESCRIPTION = "Restore the faces in photos. Writes OUT/NAME.EXT for each photo, upright and at the photo's size."
@@ -24,8 +26,20 @@ DESCRIPTION = "Restore the faces in photos. Writes OUT/NAME.EXT for each photo, 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments, and what runs."""
     add = parser.add_argument
-    add("inputs", nargs="*", metavar="PHOTO_OR_FOLDER", help="photos, or folders of photos (not folders inside them)")
-    add("-o", "--output", default="results", metavar="OUT", help="folder for the results")
+    add("inputs", nargs="*", metavar="PHOTO_OR_FOLDER", help="photos, or folders of photos")
+    add(
+        "-r", "--recursive", action="store_true", help="restore the folders inside folders, too, into folders like them"
+    )
+    add(
+        "-o",
+        "--output",
+        default="results",
+        metavar="OUT",
+        help="folder for the results (default: results); for one photo also the name of its result, such as photo.jpg",
+    )
+    add("--overwrite", action="store_true", help="also restore what an earlier run has finished with these settings")
+    add("--dry-run", action="store_true", help="only say what would be done")
+    add("-v", "--verbose", action="store_true", help="tell which engine runs, and a line for each photo: faces, their sizes, seconds")
     add("--aligned", action="store_true", help="the photos are aligned square faces; write the restored crops")
     add(
         "--mask",
@@ -52,40 +66,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "with the photo's finer detail, but not its noise",
     )
     add("--only-largest", action="store_true", help="restore only the largest face of each photo")
+    add("--faces", type=typed(Count), metavar="N", help="restore at most so many faces of each photo, the largest ones")
+    add("--min-face", type=typed(Count), default=0, metavar="PIXELS", help="leave smaller faces as they are")
+    add("--max-face", type=typed(Count), metavar="PIXELS", help="leave larger faces as they are, such as sharp ones")
+    add(
+        "--min-score",
+        type=typed(Fraction),
+        default=0.0,
+        metavar="SCORE",
+        help="leave alone what the detector is less sure of, from 0 to 1",
+    )
     add("--save-parts", action="store_true", help="write crops, renderings, masks and sheets to OUT/parts")
     add("--ext", default="auto", choices=("auto", "png", "jpg"), help="format of the results (default: the photo's)")
     add("--demo", action="store_true", help="degrade scikit-image's astronaut and restore it")
-    add("-v", "--verbose", action="store_true", help="tell which engine runs, and why")
     parser.set_defaults(run=functools.partial(run, parser.error))
 
 
 def run(
     usage_error: Callable[[str], NoReturn],
     inputs: Sequence[str],
+    recursive: bool,
     output: str,
+    overwrite: bool,
+    dry_run: bool,
+    verbose: bool,
     mask: str | None,
+    faces: int | None,
+    min_face: int,
+    max_face: int | None,
+    min_score: float,
     save_parts: bool,
     ext: str,
     demo: bool,
     aligned: bool,
     only_largest: bool,
-    verbose: bool,
     threads: int | None,
     **building,
 ) -> int:
     """Restores photos and returns the exit code: 0 if all went well, 1 if a photo or a face failed.
 
     Args:
-        inputs: photos, and folders whose photos (not those of folders inside them) are restored.
-        output: the folder for results; ``output/parts`` gets the parts.
+        inputs: photos, and folders whose photos are restored. recursive: those of the folders inside, too.
+        output: the folder for results, or the one result's file; ``parts`` inside the folder gets the parts.
+        overwrite: do again what a record in ``output`` says is finished. dry_run: only print what would be done.
+        verbose: print a line for each photo, and tell which engine runs.
         mask: a picture of the one photo's size, white where it is to be filled; see ``FaceRestorer.restore``.
+        faces, min_face, max_face, min_score: see :class:`sgpn_data.detection.FaceChoice`.
         save_parts: write crops, renderings, masks and sheets too. ext: of the results, see :func:`.album.plan`.
         demo: restore a degraded picture of the astronaut that comes with scikit-image; there are no inputs then.
-        verbose: tell on stderr which engine runs. threads: of the networks; None is as many as cores are free.
+        threads: of the networks; None is as many as cores are free.
         aligned, only_largest: of ``FaceRestorer.restore``. building: what ``FaceRestorer.from_pretrained`` takes.
 
     Raises:
-        InputError: before any work: no photos, a missing one, a mask for several, or a result that would overwrite an input.
+        InputError: before any work: no photos, a missing one, a mask for several or for weights that cannot fill holes, or a
+            result that would overwrite an input.
         ImageError: the mask cannot be read.
         CheckpointError, DetectorError, OptionError: the restorer cannot be built.
     """
@@ -93,6 +127,8 @@ def run(
         usage_error("give photos or folders to restore, or --demo (and not both)")
     if mask and len(inputs) != 1:
         usage_error("--mask goes with one photo: the one that it was painted on")
+    if max_face is not None and max_face < min_face:
+        usage_error(f"--max-face {max_face} is smaller than --min-face {min_face}")
     from sgpn_model.config.device import FreeCores
 
     free = FreeCores()
@@ -101,33 +137,96 @@ def run(
         logging.getLogger("sgpn").setLevel(logging.INFO)
     from tqdm import tqdm
 
+    from sgpn_arch.files import sha256_of
     from sgpn_arch.inference.memory import keep_freed_memory, return_freed_memory
+    from sgpn_data.detection import FaceChoice
     from sgpn_data.photos import take_large_photos
-    from sgpn_model.restore.album import InputError, find_photos, plan, restore_jobs
+    from sgpn_model.cli.progress import Progress
+    from sgpn_model.restore.album import restore_jobs
+    from sgpn_model.restore.record import Record
     from sgpn_model.restore.restorer import FaceRestorer
+    from sgpn_model.weights.pretrained import find_weights
 
-    folder = Path(output)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file; -o takes a folder")
-    photos, passed_over = find_photos(inputs)
-    for line in passed_over:
-        print(f"sgpn: warning: {line}", file=sys.stderr)
+    folder, jobs = _plan(inputs, recursive, Path(output), ext, save_parts)
     take_large_photos()
-    jobs = plan(photos, folder, ext, save_parts)
     hole = None if mask is None else _read_mask(mask, jobs)
+    choice = FaceChoice(faces, min_face, float("inf") if max_face is None else max_face, min_score)
+    settings = {
+        "version": version("sgpn"),
+        "weights": sha256_of(find_weights(building["weights"])),
+        "mask": mask and sha256_of(mask),
+        **{name: building[name] for name in ("detector", "precision", "fidelity", "engine")},
+        **dict(choice=str(choice), save_parts=save_parts, aligned=aligned, only_largest=only_largest),
+    }
+    summary = Summary(done="restored" if mask is None else "filled", verbose=verbose)
+    record = Record(folder, settings)
+    waiting = []
+    for job in jobs:
+        done = None if overwrite else record.find(job.source, job.target)
+        if done is None:
+            waiting.append(job)
+            continue
+        summary.before += 1
+        if record.is_changed(job.target):
+            print(f"sgpn: warning: {job.target}: was changed since it was restored; left as it is", file=sys.stderr)
+        if verbose or dry_run:
+            print(f"sgpn: {job.source}: done before: {job.target}", file=sys.stderr)
+    if dry_run:
+        for job in waiting:
+            print(f"sgpn: {job.source}: would be restored to {job.target}", file=sys.stderr)
+        print(f"would restore {_count(len(waiting), 'photo')}; {summary.before} done before: nothing was written")
+        return 0
+    if demo:
+        waiting = [_demo_job(folder, ext)]
+    elif not waiting:
+        print(f"{_count(len(jobs), 'photo')} done before (--overwrite does them again): results in {folder}")
+        return 0
     restorer = FaceRestorer.from_pretrained(**building, threads=threads or free.count())
+    if hole is not None and "inpaint" not in restorer.task:
+        raise _cannot_fill(building["weights"], restorer.task)
     return_freed_memory()
     keep_freed_memory()
-    if demo:
-        jobs = [_demo_job(folder, ext)]
-    summary = Summary(done="restored" if mask is None else "filled")
-    outcomes = restore_jobs(restorer, jobs, save_parts, aligned=aligned, only_largest=only_largest, mask=hole)
-    hidden = len(jobs) == 1 or None
-    for outcome in tqdm(outcomes, total=len(jobs), desc="restoring", unit="photo", disable=hidden, file=sys.stderr):
-        for line in summary.add(jobs[outcome.index].source, outcome):
-            tqdm.write(f"sgpn: {line}", file=sys.stderr)
-    print(f"{summary}: results in {folder}" if summary.failed < len(jobs) else f"{summary}: no results")
+    progress = Progress(waiting, hidden=len(waiting) == 1)
+    options = dict(aligned=aligned, only_largest=only_largest, mask=hole, choice=choice)
+    try:
+        for outcome in restore_jobs(restorer, waiting, save_parts, None if demo else record, progress, **options):
+            for line in summary.add(waiting[outcome.index], outcome):
+                tqdm.write(f"sgpn: {line}", file=sys.stderr)
+            progress.finished(waiting[outcome.index])
+    finally:
+        progress.close()
+    print(f"{summary}: results in {folder}" if summary.failed < len(waiting) else f"{summary}: no results")
     return 1 if summary.failed or summary.failed_faces else 0
+
+
+def _plan(inputs: Sequence[str], recursive: bool, output: Path, ext: str, save_parts: bool) -> "tuple[Path, list[Job]]":
+    """The folder of the results, and a job for each photo."""
+    from sgpn_model.restore.album import InputError, find_photos, plan, plan_file
+
+    is_file = bool(output.suffix) and not output.is_dir() and len(inputs) == 1 and Path(inputs[0]).is_file()
+    if output.exists() and not output.is_dir() and not is_file:
+        raise InputError(f"{output}: is a file; -o takes a folder, or for one photo the name of its result")
+    photos, passed_over = find_photos(inputs, recursive, output)
+    for line in passed_over:
+        print(f"sgpn: warning: {line}", file=sys.stderr)
+    if is_file:
+        return output.parent, plan_file(photos, output, ext)
+    return output, plan(photos, output, ext, save_parts)
+
+
+def _cannot_fill(weights: str, task: str) -> "InputError":
+    """Weights that were not trained to fill holes, and which ones were."""
+    from sgpn_model.restore.album import InputError
+    from sgpn_model.weights.checkpoint import load_checkpoint
+    from sgpn_model.weights.pretrained import available_weights, find_weights
+
+    able = [
+        name
+        for name in available_weights()
+        if "inpaint" in load_checkpoint(find_weights(name)).metadata.get("task", "restore")
+    ]
+    advice = f"use --weights {' or '.join(able)}" if able else "train some with options/task/inpaint.yml"
+    return InputError(f"--mask: the weights {weights} cannot fill holes (their task is '{task}'); {advice}")
 
 
 @dataclass
@@ -139,33 +238,42 @@ class Summary:
     without_face: int = 0
     failed: int = 0
     failed_faces: int = 0
+    before: int = 0
     done: str = "restored"
+    verbose: bool = False
 
-    def add(self, source: Path, outcome: "Outcome[Done]") -> list[str]:
+    def add(self, job: "Job", outcome: "Outcome[Done]") -> list[str]:
         """Counts what became of a photo; returns what the user should know of it, line by line."""
         from sgpn_data.photos import ImageError
 
-        error = outcome.error
+        error, source = outcome.error, job.source
         if error is not None:  # a photo that breaks something must not cost the user the rest of the album
             self.failed += 1
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             return [f"error: {error}" if isinstance(error, ImageError) else f"error: {source}: {kind}{error}"]
-        lines = [f"warning: {source}: {remark}" for remark in outcome.result.remarks]
+        result = outcome.result
+        lines = [f"warning: {source}: {remark}" for remark in result.remarks]
         lines += [
             f"error: {source}: the face around ({x}, {y}) stays as it was, as the networks make NaN or infinity of it, in "
             "fp32 too; check the weights with sgpn weights verify"
-            for x, y in outcome.result.failed
+            for x, y in result.failed
         ]
-        faces, untouched = outcome.result.faces, outcome.result.untouched
-        self.failed_faces += len(outcome.result.failed)
+        faces = len(result.faces)
+        self.failed_faces += len(result.failed)
         self.faces += faces
         self.restored += bool(faces)
-        if faces or outcome.result.failed:
+        if self.verbose:
+            sizes = f" of {', '.join(str(face.size) for face in result.faces)} pixels" if faces else ""
+            others = f", {result.left_out} not chosen" if result.left_out else ""
+            lines.append(f"{source}: {_count(faces, 'face')}{sizes}{others}, {result.seconds:.1f} s: {job.target}")
+        if faces or result.failed:
             return lines
         self.without_face += 1
         why = "no face found"
-        if untouched:
-            why = f"the mask touches none of the {_count(untouched, 'face')} found"
+        if result.untouched:
+            why = f"the mask touches none of the {_count(result.untouched, 'face')} found"
+        elif result.left_out:
+            why = f"none of the {_count(result.left_out, 'face')} found was chosen"
         elif self.done == "filled":  # the detector sees the photo with the hole in it
             why += " beside the hole; a crop of the face can be filled with --aligned"
         return lines + [f"warning: {source}: {why}; copied as it is"]
@@ -177,6 +285,8 @@ class Summary:
             text += f"; {_count(self.without_face, 'photo')} {why} copied"
         if self.failed_faces:
             text += f"; {_count(self.failed_faces, 'face')} failed"
+        if self.before:
+            text += f"; {_count(self.before, 'photo')} done before"
         return text + (f"; {self.failed} failed" if self.failed else "")
 
 

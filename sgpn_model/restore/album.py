@@ -1,7 +1,8 @@
 """An album: which photos inputs mean and where their results go, and many of them restored, pasted and written at once."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from sgpn_arch.errors import UserError
 from sgpn_arch.inference.memory import return_freed_memory
-from sgpn_data.alignment import invert_similarity, transform_points
+from sgpn_data.alignment import invert_similarity, similarity_scale, transform_points
 from sgpn_data.photos import (
     READ_SUFFIXES,
     WRITE_SUFFIXES,
@@ -22,6 +23,7 @@ from sgpn_data.photos import (
     write_picture,
 )
 from sgpn_data.sheet import labelled_grid
+from sgpn_model.restore.record import Done, FaceNote, Record, Stamp
 from sgpn_model.restore.restorer import BATCH_SIZE, FaceRestorer, PreparedPhoto, RestoredFace
 from sgpn_model.restore.stream import Outcome, stream
 
@@ -49,10 +51,12 @@ class Job:
 
 @dataclass
 class OpenPhoto:
-    """A photo that was read, and what is prepared of it."""
+    """A photo that was read, what is prepared of it, its file as it was before, and the seconds that it took so far."""
 
     photo: Photo
     prepared: PreparedPhoto
+    stamp: Stamp
+    seconds: float
 
     @property
     def faces(self) -> list[RestoredFace]:
@@ -60,85 +64,139 @@ class OpenPhoto:
         return self.prepared.faces
 
 
-@dataclass(frozen=True)
-class Done:
-    """How many faces of a photo were restored, how many the mask left alone, where those lie that a network failed on (pixels of
-    the photo), and what else a user should know."""
-
-    faces: int
-    untouched: int
-    remarks: Sequence[str] = ()
-    failed: Sequence[tuple[int, int]] = ()
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Which photos, and under which names
 
 
-def find_photos(inputs: Iterable[str]) -> tuple[list[Path], list[str]]:
+def find_photos(
+    inputs: Iterable[str], recursive: bool = False, output: Path | None = None
+) -> tuple[dict[Path, Path], list[str]]:
     """The photos that the inputs mean, in their order, each once; of a folder its own photos, sorted.
 
+    Args:
+        recursive: also those of the folders inside; links to folders are not followed.
+        output: a folder that is never looked into: the results of an earlier run may lie there.
+
     Returns:
-        The photos, and a line for each folder that holds more than photos; what is hidden in it is not spoken of.
+        Each photo with the folder, relative to that of the results, that its own goes to; and a line for each folder that
+        holds more than photos. What is hidden in it is not spoken of.
 
     Raises:
         InputError: an input does not exist, is a pipe or device or cannot be looked at, or a folder holds no photo.
     """
-    photos: dict[Path, Path] = {}
+    photos: dict[Path, tuple[Path, Path]] = {}
     passed_over = []
     for path in map(Path, inputs):
         try:
             path.stat()
-            entries = sorted(path.iterdir()) if path.is_dir() else []
+            if not path.is_dir() and not path.is_file():
+                raise InputError(f"{path}: is a pipe or device; save the photo to a file first")
+            found, others = _photos_in(path, recursive, output) if path.is_dir() else ([path], [])
         except FileNotFoundError as error:
             raise InputError(f"{path}: no such file or folder") from error
+        except InputError:
+            raise
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: cannot be read: {error}") from error
-        if not path.is_dir():
-            if not path.is_file():
-                raise InputError(f"{path}: is a pipe or device; save the photo to a file first")
-            photos[path.resolve()] = path
-            continue
-        entries = [entry for entry in entries if not entry.name.startswith(".")]
-        found = [entry for entry in entries if entry.suffix.lower() in READ_SUFFIXES and entry.is_file()]
         if not found:
-            known = ", ".join(READ_SUFFIXES)
-            raise InputError(f"{path}: holds no photo (looked for {known}; not in folders inside it)")
-        others = [f"{entry.name}{os.sep if entry.is_dir() else ''}" for entry in sorted(set(entries) - set(found))]
+            where = "in the folders inside it, too" if recursive else "not in folders inside it: -r does that"
+            raise InputError(f"{path}: holds no photo (looked for {', '.join(READ_SUFFIXES)}; {where})")
         if others:
             more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
-            named = ", ".join(others[:NAMED]) + more
-            passed_over.append(f"{path}: passed over what is no photo in it: {named}")
-        photos.update((photo.resolve(), photo) for photo in found)
-    return list(photos.values()), passed_over
+            hint = "" if recursive or not any(name.endswith(os.sep) for name in others) else " (-r: folders, too)"
+            passed_over.append(f"{path}: passed over what is no photo in it: {', '.join(others[:NAMED])}{more}{hint}")
+        for photo in found:
+            photos.setdefault(photo.resolve(), (photo, photo.parent.relative_to(path) if path.is_dir() else Path()))
+    return dict(photos.values()), passed_over
 
 
-def plan(photos: Sequence[Path], folder: Path, ext: str, save_parts: bool) -> list[Job]:
+def _photos_in(top: Path, recursive: bool, output: Path | None) -> tuple[list[Path], list[str]]:
+    """The photos of a folder, and the names of what else is in it."""
+    found: list[Path] = []
+    others: list[str] = []
+
+    def unreadable(error: OSError) -> None:
+        if Path(error.filename) == top:
+            raise error
+        others.append(f"{os.path.relpath(error.filename, top)}{os.sep} ({error.strerror})")
+
+    kept_out = None if output is None else output.resolve()
+    for root, folders, names in os.walk(top, onerror=unreadable):
+        visible = [
+            name for name in sorted(folders) if not name.startswith(".") and Path(root, name).resolve() != kept_out
+        ]
+        folders[:] = [name for name in visible if recursive and not os.path.islink(os.path.join(root, name))]
+        here = [name for name in sorted(names) if not name.startswith(".")]
+        photos = [name for name in here if Path(name).suffix.lower() in READ_SUFFIXES and Path(root, name).is_file()]
+        found += [Path(root, name) for name in photos]
+        rest = sorted([f"{name}{os.sep}" for name in set(visible) - set(folders)] + list(set(here) - set(photos)))
+        others += [
+            os.path.relpath(os.path.join(root, name), top) + (os.sep if name.endswith(os.sep) else "") for name in rest
+        ]
+    return found, others
+
+
+def plan(photos: Mapping[Path, Path], folder: Path, ext: str, save_parts: bool) -> list[Job]:
     """One job per photo. Photos of one name get different ones: the second ``a`` becomes ``a_2``.
 
     Args:
+        photos: each with the folder inside ``folder`` that its result goes to.
         ext: "png" or "jpg"; "auto" is the photo's own where that can be written, else png.
 
     Raises:
         InputError: a result would overwrite an input.
     """
+    together: dict[Path, list[Path]] = {}
+    for photo, place in photos.items():
+        together.setdefault(place, []).append(photo)
+    planned = {job.source: job for place, group in together.items() for job in _plan_folder(group, folder / place, ext)}
+    jobs = [planned[photo] for photo in photos]
+    _spare_inputs(jobs)
+    parts = {(job.target.parent / PARTS).resolve() for job in jobs} if save_parts else set()
+    for path in [job.source for job in jobs] + [job.target for job in jobs]:
+        if path.resolve().parent in parts:
+            raise InputError(
+                f"{path.parent}: holds inputs or results and would receive parts; choose another folder with -o"
+            )
+    return jobs
+
+
+def _plan_folder(photos: Sequence[Path], folder: Path, ext: str) -> list[Job]:
     suffixes = []
     for photo in photos:
         own = photo.suffix.lower() if photo.suffix.lower() in WRITE_SUFFIXES else ".png"
         suffixes.append(own if ext == "auto" else f".{ext}")
     names = distinct_names(photos, suffixes)
     parts = _distinct(names, LONGEST_NAME - ROOM_FOR_PARTS)
-    jobs = [
+    return [
         Job(photo, folder / (name + suffix), part)
         for photo, name, suffix, part in zip(photos, names, suffixes, parts, strict=True)
     ]
-    taken = {photo.resolve() for photo in photos}
+
+
+def plan_file(photos: Mapping[Path, Path], target: Path, ext: str) -> list[Job]:
+    """The job of one photo whose result is to be a given file.
+
+    Raises:
+        InputError: there are several photos, the file's suffix is none that can be written or not that of ``ext``, or the
+            result would overwrite the input.
+    """
+    if len(photos) != 1:
+        raise InputError(f"{target}: -o takes a folder for several photos, and the name of a photo only for one")
+    if target.suffix.lower() not in WRITE_SUFFIXES:
+        raise InputError(f"{target}: can write {', '.join(WRITE_SUFFIXES)} only")
+    if ext != "auto" and (target.suffix.lower() == ".png") != (ext == "png"):
+        raise InputError(f"{target}: -o asks for another format than --ext {ext}; leave one of them out")
+    jobs = [Job(next(iter(photos)), target, _cut(target.stem, LONGEST_NAME - ROOM_FOR_PARTS))]
+    _spare_inputs(jobs)
+    return jobs
+
+
+def _spare_inputs(jobs: Sequence[Job]) -> None:
+    taken = {job.source.resolve() for job in jobs}
     for job in jobs:
         if job.target.resolve() in taken:
             raise InputError(f"{job.target}: the result would overwrite an input; choose another folder with -o")
-    if save_parts and any(path.parent == (folder / PARTS).resolve() for path in taken):
-        raise InputError(f"{folder / PARTS}: holds inputs and would receive parts; choose another folder with -o")
-    return jobs
 
 
 def distinct_names(photos: Sequence[Path], suffixes: Sequence[str], room: int = 0) -> list[str]:
@@ -180,47 +238,94 @@ def _cut(stem: str, longest: int) -> str:
 # Restoring them
 
 
+class Watcher:
+    """What is told of the work as it goes on, by several threads; this one does not listen."""
+
+    def prepared(self, job: Job, faces: int) -> None:
+        """A photo was searched, or cannot be, and has so many faces for the networks."""
+
+    def restored(self, faces: int) -> None:
+        """The networks have restored so many faces more."""
+
+
 def restore_jobs(
-    restorer: FaceRestorer, jobs: Iterable[Job], save_parts: bool = False, **options
+    restorer: FaceRestorer,
+    jobs: Iterable[Job],
+    save_parts: bool = False,
+    record: Record | None = None,
+    watcher: Watcher | None = None,
+    **options,
 ) -> Iterator[Outcome[Done]]:
     """Restores and writes photos, several at a time; yields an outcome for each, in order.
 
     Args:
-        save_parts: also write each face's pictures, into a folder ``parts`` beside the results. options: as of
-            ``FaceRestorer.prepare``.
+        save_parts: also write each face's pictures, into a folder ``parts`` beside the results.
+        record: where each result is noted as soon as it is written. watcher: is told of the work.
+        options: as of ``FaceRestorer.prepare``.
     """
+    watcher = watcher or Watcher()
+    seconds_of: dict[int, float] = {}  # face -> its part of its batch's time
 
     def prepare(job: Job) -> OpenPhoto:
-        photo = read_photo(job.source)
-        if photo.bgr.nbytes > LARGE:
-            # What reading took lies in this thread's part of the memory, where no other thread can use it.
-            return_freed_memory()
-        return OpenPhoto(photo, restorer.prepare(photo.bgr, **options))
+        start = time.perf_counter()
+        faces = 0
+        try:
+            stamp = Stamp.of(job.source)
+            photo = read_photo(job.source)
+            if photo.bgr.nbytes > LARGE:
+                # What reading took lies in this thread's part of the memory, where no other thread can use it.
+                return_freed_memory()
+            prepared = restorer.prepare(photo.bgr, **options)
+            faces = len(prepared.faces)
+        finally:
+            watcher.prepared(job, faces)
+        return OpenPhoto(photo, prepared, stamp, time.perf_counter() - start)
+
+    def run(faces: Sequence[RestoredFace]) -> None:
+        for first in range(0, len(faces), BATCH_SIZE):
+            start, batch = time.perf_counter(), faces[first : first + BATCH_SIZE]
+            restorer.run(batch)
+            share = (time.perf_counter() - start) / len(batch)
+            seconds_of.update((id(face), share) for face in batch)
+            watcher.restored(len(batch))
 
     def finish(job: Job, opened: OpenPhoto) -> Done:
+        start = time.perf_counter()
+        seconds = opened.seconds + sum(seconds_of.pop(id(face), 0) for face in opened.faces)
         result = restorer.finish(opened.prepared, in_place=True)
         remarks = opened.photo.remarks + _write(job, opened.photo, result.image, bool(result.faces))
         if save_parts:
             save_faces(result.faces, job.target.parent / PARTS, job.name)
-        middles = [
-            transform_points(face.points5.mean(axis=0), invert_similarity(face.matrix)) for face in result.failed
-        ]
-        failed = [(round(x), round(y)) for x, y in middles]
-        return Done(len(result.faces), result.untouched, remarks, failed)
+        failed = [(note.x, note.y) for note in map(note_of, result.failed)]
+        notes = [note_of(face) for face in result.faces]
+        seconds = round(seconds + time.perf_counter() - start, 3)
+        done = Done(notes, result.untouched, opened.prepared.left_out, remarks, failed, seconds)
+        if record is not None and not failed:
+            record.add(opened.stamp, job.target, done)
+        return done
 
-    return stream(jobs, prepare, restorer.run, finish, lambda job: photo_bytes(job.source), BATCH_SIZE)
+    return stream(jobs, prepare, run, finish, lambda job: photo_bytes(job.source), BATCH_SIZE)
+
+
+def note_of(face: RestoredFace) -> FaceNote:
+    """Where a face lies in its photo, and how large it is there."""
+    back = invert_similarity(face.matrix)
+    x, y = transform_points(face.points5.mean(axis=0), back)
+    if face.detection is None:
+        return FaceNote(round(x), round(y), round(len(face.crop) / 2 / similarity_scale(face.matrix)))
+    return FaceNote(round(x), round(y), round(face.detection.size), round(float(face.detection.score), 3))
 
 
 def _write(job: Job, photo: Photo, image: np.ndarray, changed: bool) -> list[str]:
     """Writes a photo's result; returns what was lost."""
-    if not changed and job.source.suffix.lower() == job.target.suffix:
+    if not changed and job.source.suffix.lower() == job.target.suffix.lower():
         copy_photo(job.source, job.target)
         return []
     alpha = photo.alpha
     if alpha is not None and alpha.shape != image.shape[:2]:  # an aligned crop that grew
         alpha = cv2.resize(alpha, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     write_photo(job.target, Photo(image, alpha, photo.icc_profile))
-    if alpha is not None and job.target.suffix != ".png" and alpha.min() < 255:
+    if alpha is not None and job.target.suffix.lower() != ".png" and alpha.min() < 255:
         return ["is transparent in places, which a JPEG cannot be: laid over white (--ext png keeps it)"]
     return []
 

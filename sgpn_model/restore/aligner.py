@@ -88,11 +88,12 @@ def run(
     min_pixels: int | None = None,
     landmarks: bool = True,
     device: str = "auto",
+    recursive: bool = False,
 ) -> int:
     """Writes OUT/NAME_00.png, ... and OUT/landmarks68.json; returns 1 if a photo failed or there is no face at all.
 
     Args:
-        inputs: photos, and folders whose photos (not those of folders inside them) are searched.
+        inputs: photos, and folders whose photos are searched. recursive: those of the folders inside, too.
         output: the folder for the faces; landmarks of faces that lie there already are kept.
         size: of the faces, pixels. template: "ffhq" or "gpen". detector, allow_download: of ``build_detector``.
         only_largest: take one face a photo. min_pixels: a face is left out if its cut-out shows fewer pixels of the photo on
@@ -105,7 +106,8 @@ def run(
     folder = Path(output)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; -o takes a folder")
-    photos, passed_over = find_photos(inputs)
+    found_photos, passed_over = find_photos(inputs, recursive, folder)
+    photos = list(found_photos)
     for line in passed_over:
         print(f"sgpn: warning: {line}", file=sys.stderr)
     take_large_photos()

@@ -12,7 +12,7 @@ import numpy as np
 
 from sgpn_data import released_protocol
 from sgpn_data.alignment import align_face, check_photo, resize, template_points, transform_points, warp
-from sgpn_data.detection import Detection, Detector, build_detector
+from sgpn_data.detection import Detection, Detector, FaceChoice, build_detector
 from sgpn_data.pasting import aligned_at_size_of, blend_hole, fill_hole, hole_of, match_hole, paste_faces
 from sgpn_data.photos import to_grey, tone_of, toned
 from sgpn_data.tensors import to_pictures, to_planes
@@ -101,7 +101,7 @@ class PreparedPhoto:
     Attributes:
         bgr: the photo. faces: largest first; what the networks say is not in them yet.
         aligned: whether the photo is one aligned face. hole: (H, W) bool, what is to be
-            filled; None for a restoration. untouched: faces that it leaves alone.
+            filled; None for a restoration. untouched: faces that it leaves alone. left_out: faces that were not chosen.
     """
 
     bgr: np.ndarray
@@ -109,6 +109,7 @@ class PreparedPhoto:
     aligned: bool = False
     hole: np.ndarray | None = None
     untouched: int = 0
+    left_out: int = 0
 
 
 class FaceRestorer:
@@ -248,6 +249,7 @@ class FaceRestorer:
         mask: np.ndarray | None = None,
         points5: np.ndarray | None = None,
         fidelity: float | str | None = None,
+        choice: FaceChoice | None = None,
     ) -> RestoreResult:
         """Restores a photo, or fills a hole in it.
 
@@ -264,13 +266,14 @@ class FaceRestorer:
             points5: (N, 5, 2), or (5, 2) for one face: where the faces are, in OpenCV pixels of the photo, in the order of
                 :class:`sgpn_data.detection.Detection`. Nothing is searched then.
             fidelity: of this photo; None is the restorer's own.
+            choice: which of the faces found are restored; ignored when ``aligned`` or with ``points5``.
 
         Raises:
             ValueError: not a uint8 HxWx3 array; or not nearly square though ``aligned``; or the mask has another size or
                 no white; or the points are of another shape or not finite.
             OptionError: fidelity is neither a number from 0 to 1 nor "auto".
         """
-        photo = self.prepare(bgr, aligned, only_largest, mask, points5, fidelity)
+        photo = self.prepare(bgr, aligned, only_largest, mask, points5, fidelity, choice)
         self.run(photo.faces)
         return self.finish(photo)
 
@@ -316,6 +319,7 @@ class FaceRestorer:
         mask: np.ndarray | None = None,
         points5: np.ndarray | None = None,
         fidelity: float | str | None = None,
+        choice: FaceChoice | None = None,
     ) -> PreparedPhoto:
         """Finds the faces of a photo and cuts them out; arguments and errors are those of :meth:`restore`."""
         check_photo(bgr, "restore")
@@ -329,7 +333,12 @@ class FaceRestorer:
             )
         seen = bgr if hole is None else fill_hole(bgr, hole)
         places = None if points5 is None else _checked_points(points5, aligned)
-        found = [self._aligned_face(seen, places)] if aligned else self._cut_out(seen, only_largest, places)
+        detections, left_out = [], 0
+        if not aligned and places is None:
+            everyone = self.detector.detect(seen)
+            detections = (choice or FaceChoice()).of(everyone)[: 1 if only_largest else None]
+            left_out = len(everyone) - len(detections)
+        found = [self._aligned_face(seen, places)] if aligned else self._cut_out(seen, detections, places)
         for face in found:
             face.fidelity = wanted if hole is None else 0.0
             if hole is not None:
@@ -342,10 +351,11 @@ class FaceRestorer:
         if not self.as_released:
             for face in faces:
                 face.tone = tone_of(face.crop, None if face.hole is None else ~face.hole)
-        return PreparedPhoto(bgr, faces, aligned, hole, len(found) - len(faces))
+        return PreparedPhoto(bgr, faces, aligned, hole, len(found) - len(faces), left_out)
 
-    def _cut_out(self, bgr: np.ndarray, only_largest: bool, places: np.ndarray | None) -> list[RestoredFace]:
-        detections = [] if places is not None else self.detector.detect(bgr)[: 1 if only_largest else None]
+    def _cut_out(
+        self, bgr: np.ndarray, detections: Sequence[Detection], places: np.ndarray | None
+    ) -> list[RestoredFace]:
         cut_out = released_protocol.cut_out if self.as_released else align_face
         faces = []
         for points, detection in (

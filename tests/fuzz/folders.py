@@ -71,7 +71,7 @@ class Folders:
 
     def _lost(self, photos: dict[Path, np.ndarray], out: Path, text: str) -> str | None:
         """Whether a photo has no result, or one that bears the name of another."""
-        results = {path: cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), 1) for path in out.glob("*")}
+        results = {path: cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), 1) for path in out.glob("[!.]*")}
         for photo, picture in photos.items():
             own = [path for path, read in results.items() if np.abs(read.astype(int) - picture).mean() < 4]
             if not own:

@@ -23,6 +23,7 @@ from oracles.tiny_weights import write_tiny_weights
 from sgpn_model import cli
 from sgpn_model.config.registries import fill_registries
 from sgpn_model.restore import restorer
+from sgpn_model.restore.record import RECORD
 from sgpn_model.weights.checkpoint import load_checkpoint
 
 STEPS, EVERY = 6, 2  # of a training, and how often it saves
@@ -145,9 +146,9 @@ class Kills:
 
 
 def _contents(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """(relative name, bytes) of every file below a folder."""
+    """(relative name, bytes) of every file below a folder, but for the record of what is finished, which holds times."""
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
+        if path.is_file() and path.name != RECORD:
             yield str(path.relative_to(folder)), path.read_bytes()
 
 

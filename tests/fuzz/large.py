@@ -72,7 +72,7 @@ class Large:
         memory = Memory()
         said = run("restore", case / "in", "-o", case / "out", "--device", "cpu")
         after_a_tenth, most = memory.stop()
-        results = len(list((case / "out").iterdir()))
+        results = len(list((case / "out").glob("*.jpg")))
         what = f"{PHOTOS} photos in one folder: {after_a_tenth} MB after a tenth of the time, at most {most} MB"
         if fault(said) or said.code:
             return what, fault(said, codes=(0,))

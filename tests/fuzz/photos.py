@@ -23,6 +23,7 @@ from fuzz.damage import damaged
 from fuzz.trying import fault, run
 from oracles.tiny_weights import write_tiny_weights
 from sgpn_data.detection import Detection, Detector
+from sgpn_model.restore.record import RECORD
 from sgpn_model.restore.restorer import FaceRestorer
 
 SIDES = (1, 2, 3, 7, 16, 33, 64, 65, 96, 120, 257)
@@ -364,6 +365,7 @@ class Photos:
             said = run("restore", *arguments)
         what = f"{USES[use]}, {'damaged' if spoilt else 'whole'}"
         wrong = fault(said, f"{tried.stem}.", f"{Path(arguments[0]).stem}.")
+        (case / "out" / RECORD).unlink(missing_ok=True)
         if wrong is None and list((case / "out").glob(".*")):
             wrong = f"leaves {[path.name for path in (case / 'out').glob('.*')]}"
         if wrong is None and said.code == 0:

