@@ -39,7 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--overwrite", action="store_true", help="also restore what an earlier run has finished with these settings")
     add("--dry-run", action="store_true", help="only say what would be done")
-    add("-v", "--verbose", action="store_true", help="tell which engine runs, and a line for each photo: faces, their sizes, seconds")
+    add(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="tell the engine, and of each photo its faces, their sizes, seconds",
+    )
     add("--aligned", action="store_true", help="the photos are aligned square faces; write the restored crops")
     add(
         "--mask",

@@ -39,6 +39,13 @@ def test_compare_network(script, capsys):
     assert float(rows["inference fp32"][5].split(",")[0]) < 2e-4
 
 
+def test_compare_training(script, capsys):
+    script("compare_training", "--rounds", "2", "--batch", "1").main()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["plain", "ours", "ceiling"]
+    assert all(float(row[1]) > 0 and float(row[2]) > 0 for row in rows) and rows[0][3] == "1.00"
+
+
 @pytest.mark.parametrize(("axis", "last", "expected"), [("batch", "2", 4), ("faces", "1", 1)])
 def test_growth(script, tmp_path, capsys, axis, last, expected):
     pytest.importorskip("matplotlib")
