@@ -108,10 +108,15 @@ class ShapePrior(nn.Module):
         regressor = self.regressor if faster is None else faster(precision)
         return ShapePrior(regressor, self.model, self.rasterizer, self.protocol).eval()
 
-    def forward(self, crop: Tensor, points5: Tensor) -> ShapeResult:
-        """crop (N, 3, S, S) RGB in [-1, 1] and points5 (N, 5, 2) OpenCV pixels in it -> ShapeResult."""
+    def forward(self, crop: Tensor, points5: Tensor, persons: Tensor | None = None) -> ShapeResult:
+        """crop (N, 3, S, S) RGB in [-1, 1] and points5 (N, 5, 2) OpenCV pixels in it -> ShapeResult.
+
+        ``persons`` (N, D) are coefficients that count in place of the regressor's, NaN where the regressor's do.
+        """
         transform = self.transform(points5, crop.shape[-1])
         coeffs = self.coefficients(crop, transform)
+        if persons is not None:
+            coeffs = torch.where(persons.isnan(), coeffs, persons.to(coeffs.dtype))
         return self.draw(coeffs, transform, crop.shape[-1])
 
     def transform(self, points5: Tensor, crop_size: int) -> Tensor:

@@ -66,12 +66,8 @@ class TorchEngine(Engine):
     def __call__(self, crops: np.ndarray, points5: np.ndarray, persons: np.ndarray | None = None) -> Answers:
         """As :meth:`Engine.__call__`."""
         photos = torch.from_numpy(crops).to(self._place, memory_format=torch.channels_last)
-        transform = self.prior.transform(torch.from_numpy(points5).to(self._place), self.size)
-        coeffs = self.prior.coefficients(photos, transform)
-        if persons is not None:
-            given = torch.from_numpy(persons).to(coeffs)
-            coeffs = torch.where(given.isnan(), coeffs, given)
-        shape = self.prior.draw(coeffs, transform, self.size)
+        given = None if persons is None else torch.from_numpy(persons).to(self._place)
+        shape = self.prior(photos, torch.from_numpy(points5).to(self._place), given)
         if hasattr(self.network, "with_mask_picture"):
             images, picture = self.network.with_mask_picture(photos, shape.render, shape.coeffs)
         else:
