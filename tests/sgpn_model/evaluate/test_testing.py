@@ -150,7 +150,7 @@ class TestTable:
         assert scores.points == {**{kind: kind for kind in rows}, "file's": "template"}
         errors = {row: scores.per_face[row]["prior_landmark_error"][:-1] for row in scores.points}
         assert errors["file's"] == errors["template"] != errors["true"]
-        prior = FaceRestorer.from_pretrained(tiny_weights, device="cpu").prior
+        prior = FaceRestorer.from_pretrained(tiny_weights, device="cpu").engine.prior
         expected = []
         for item in items[:-1]:
             crop = to_tensor(resize(to_images(item["lq"][None])[0], (64, 64)))
