@@ -28,7 +28,6 @@ TEST = (
     + VIDEO
     + FORMATS
     + ONNX
-    + OPENVINO
     + ["hypothesis>=6", "pytest>=8", "pytest-benchmark>=5", "torchmetrics>=1.4"]
 )
 
