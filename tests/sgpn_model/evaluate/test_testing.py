@@ -378,7 +378,7 @@ def test_holes_are_filled_as_the_command_fills_them(options, tiny_weights):
     """A test set with holes: what is outside of them stays the input's, two pixels around them apart."""
     fill_registries()
     item = build_dataset({**options["datasets"]["test"], "degradation": None, "inpaint": {"area": 0.1}}, "test")[0]
-    batch = {key: value[None] for key, value in item.items() if key != "path"}
+    batch = {key: value[None] for key, value in item.items() if torch.is_tensor(value)}
     (restored,) = pipeline.WeightsRestorer(tiny_weights, "cpu")(batch, ["0"]).images
     hole = item["mask"][0].numpy().astype(np.uint8)
     away = cv2.dilate(hole, np.ones((7, 7), np.uint8)) == 0
