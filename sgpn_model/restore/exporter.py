@@ -286,9 +286,9 @@ def _link(model: Any, weights: Path) -> None:
             if cast:
                 casts.append(helper.make_node("Cast", [name], [tensor.name], to=tensor.data_type))
     nodes = [*casts, *model.graph.node]
-    for field, values in ((model.graph.initializer, kept), (model.graph.node, nodes)):
+    for field, messages in ((model.graph.initializer, kept), (model.graph.node, nodes)):
         del field[:]
-        field.extend(values)
+        field.extend(messages)
 
 
 def _places(path: Path) -> dict[str, tuple[str, int, int]]:
