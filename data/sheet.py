@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -13,6 +14,8 @@ from sgpn_data.alignment import resize
 # The sizes of cells, and how wide a whole sheet may be, in pixels.
 SMALLEST_CELL, LARGEST_CELL, WIDEST = 192, 512, 6000
 GAP, MARGIN = 6, 10
+# What a page of the documentation carries, so that it loads quickly: pixels, and bytes.
+PAGE_WIDTH, PAGE_BYTES = 1500, 300_000
 PAPER, INK, MISSING = (255, 255, 255), (30, 30, 30), (215, 215, 215)
 
 
@@ -78,3 +81,23 @@ def _pieces(part: str, font: ImageFont.ImageFont, width: int) -> list[str]:
         return [part]
     count = max(1, int(len(part) * width / font.getlength(part)))
     return [part[start : start + count] for start in range(0, len(part), count)]
+
+
+def write_page_picture(path: str | Path, picture: np.ndarray) -> None:
+    """Writes a JPEG for a page of the documentation: as wide and as good as 1,500 pixels and 300 kB allow.
+
+    Args:
+        picture: uint8 BGR (H, W, 3).
+
+    Raises:
+        ValueError: no quality from 95 down to 50 makes it small enough.
+    """
+    scale = min(1.0, PAGE_WIDTH / picture.shape[1])
+    if scale < 1:
+        picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    for quality in range(95, 45, -5):
+        data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+        if len(data) <= PAGE_BYTES:
+            Path(path).write_bytes(data.tobytes())
+            return
+    raise ValueError(f"{path}: over {PAGE_BYTES:,} bytes at any quality: draw fewer or smaller faces")

@@ -16,8 +16,7 @@ import torch
 from judge_levels import LEVELS, test_set
 
 from sgpn_data.alignment import resize
-from sgpn_data.photos import write_picture
-from sgpn_data.sheet import labelled_grid
+from sgpn_data.sheet import labelled_grid, write_page_picture
 from sgpn_data.tensors import to_images
 from sgpn_model.cli.arguments import add_data
 from sgpn_model.config.registries import fill_registries
@@ -103,12 +102,12 @@ def main() -> None:
     ours = WeightsRestorer(arguments.weights, "cpu")
     faces = chosen_faces(arguments.data)
     shapes = labelled_grid(draw_shapes(ours, arguments.data, faces), [""] * len(faces))
-    write_picture(arguments.output / "open_shapes.jpg", shapes)
+    write_page_picture(arguments.output / "open_shapes.jpg", shapes)
     others = {
         name: WeightsRestorer(place, "cpu", 0) for name, place in parse_restorers(arguments.restorer).items()
     }  # as judged
     columns, names = draw_restorations({**others, "SGPN": ours}, arguments.data, faces, arguments.levels_folder)
-    write_picture(arguments.output / "open_levels.jpg", labelled_grid(columns, names))
+    write_page_picture(arguments.output / "open_levels.jpg", labelled_grid(columns, names))
 
 
 if __name__ == "__main__":

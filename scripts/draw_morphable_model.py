@@ -1,7 +1,7 @@
-"""Draws docs/images/morphable_model.png: the open morphable model's mean, identities, expressions and textures.
+"""Draws docs/images/morphable_model.jpg: the open morphable model's mean, identities, expressions and textures.
 
     python scripts/draw_morphable_model.py
-    python scripts/draw_morphable_model.py --model ict.safetensors --output ict.png
+    python scripts/draw_morphable_model.py --model ict.safetensors --output ict.jpg
 
 Every face goes through the library's own camera, spherical-harmonic lighting and rasteriser.
 """
@@ -20,9 +20,9 @@ from sgpn_arch.face3d.camera import PinholeCamera, rotation_matrix
 from sgpn_arch.face3d.lighting import shade
 from sgpn_arch.face3d.morphable_model import OPEN_MODEL_FILE, MorphableModel
 from sgpn_arch.face3d.raster.rasterizer import interpolate, rasterize
-from sgpn_data.photos import write_picture
+from sgpn_data.sheet import write_page_picture
 
-OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "images" / "morphable_model.png"
+OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "images" / "morphable_model.jpg"
 FINER = 3  # faces are drawn this many times finer and averaged down
 BACKGROUND = 235
 # A little light from above and before the face beside the ambient term, in the nine bands of every colour.
@@ -145,11 +145,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Draw a morphable model.")
     parser.add_argument("--model", type=Path, default=OPEN_MODEL_FILE, help="a model file (default: the open model's)")
     parser.add_argument(
-        "-o", "--output", type=Path, default=OUTPUT, help="default: docs/images/morphable_model.png of this project"
+        "-o",
+        "--output",
+        type=Path,
+        default=OUTPUT,
+        help="a JPEG; default: docs/images/morphable_model.jpg of this project",
     )
     parser.add_argument("--size", type=int, default=200, help="pixels of one face (default: 200)")
     args = parser.parse_args()
-    write_picture(args.output, sheet(args.model, args.size))
+    write_page_picture(args.output, sheet(args.model, args.size))
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ RULES = [
     (r"compare_regressors", PARSE, "weights that training makes; tests/scripts/test_compare_regressors.py runs it"),
     (r"measure_dataset", ["--images", "2", "--repeats", "1", "--workers", "1"], ""),
     (r"make_lmdb", [], ""),
-    (r"draw_morphable_model\.py$", ["--size", "16", "--output", "model.png"], ""),
+    (r"draw_morphable_model\.py$", ["--size", "16", "--output", "model.jpg"], ""),
     (r"build_open_morphable|convert_ict|draw_morphable_model.*ict", PARSE, "data of MakeHuman or ICT-FaceKit"),
     (r"scripts/fuzz\.py", PARSE, "minutes; tests/fuzz tries a few cases"),
     (r"train_(open|timed)\.sh", PARSE, "hours; a test below parses what it calls"),

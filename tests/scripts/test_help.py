@@ -14,7 +14,7 @@ REPLACING = {
     "build_open_morphable_model": "sgpn_arch/assets/open_face.safetensors",
     "compare_regressors": "docs/images",
     "draw_model_card": "docs/images",
-    "draw_morphable_model": "docs/images/morphable_model.png",
+    "draw_morphable_model": "docs/images/morphable_model.jpg",
     "export_mobilenet_features": "the package's file",
 }
 
