@@ -20,6 +20,7 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 from sgpn_arch.errors import UserError
 from sgpn_arch.files import write_atomically
 from sgpn_data import tiff
+from sgpn_data.metadata import Metadata, read_metadata
 
 READ_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".heic", ".heif", ".hif", ".tif", ".tiff", ".bmp",
@@ -60,12 +61,15 @@ class Photo:
         alpha: uint8 HxW, or None if the file has none.
         icc_profile: the colour profile of ``bgr``'s numbers, or None.
         remarks: what a user should know of how the file was read, a phrase each, such as "its EXIF data is damaged".
+        metadata: what else the file says of the photo. scale: how many times larger than that file's ``bgr`` is.
     """
 
     bgr: np.ndarray
     alpha: np.ndarray | None = None
     icc_profile: bytes | None = None
     remarks: list[str] = field(default_factory=list)
+    metadata: Metadata = field(default_factory=lambda: Metadata({}))
+    scale: int = 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -200,7 +204,11 @@ def _to_photo(opened: Image.Image) -> Photo:
     if opened.format not in ("MPO", "PSD") and _is_several(opened):
         remarks.append("holds several pictures; only the first was read")
     return Photo(
-        _upright(stored, orientation), None if alpha is None else _upright(alpha, orientation), profile, remarks
+        _upright(stored, orientation),
+        None if alpha is None else _upright(alpha, orientation),
+        profile,
+        remarks,
+        read_metadata(opened, ORIENTATIONS.get(orientation, (False, ()))[0], remarks),
     )
 
 
@@ -291,7 +299,8 @@ def _to_image(bgr: np.ndarray) -> Image.Image:
 def write_photo(path: str | Path, photo: Photo) -> None:
     """Writes a photo as PNG, or as JPEG of quality 95 without chroma subsampling, through a temporary file.
 
-    JPEG holds no alpha: there the photo is laid over white. No EXIF is written, so no viewer turns the photo again.
+    JPEG holds no alpha: there the photo is laid over white. The photo's metadata is written, but for its orientation and
+    previews: the photo is upright, and they would show it as it was.
 
     Raises:
         ImageError: the suffix is neither .png nor .jpg, the photo too long for a JPEG, or the file cannot be written.
@@ -310,6 +319,7 @@ def write_photo(path: str | Path, photo: Photo) -> None:
     options: dict[str, Any] = {"quality": JPEG_QUALITY, "subsampling": 0} if jpeg else {}
     if photo.icc_profile:
         options["icc_profile"] = photo.icc_profile
+    options.update(photo.metadata.options(image.size, photo.scale, png=not jpeg))
     _write(path, lambda temporary: image.save(temporary, "JPEG" if jpeg else "PNG", **options))
 
 

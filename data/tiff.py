@@ -37,6 +37,8 @@ def open_tiff(path: str | Path) -> Image.Image:
         image.filename = ""
         if max((tile[1][3] for tile in image.tile), default=0) < image.tag_v2[ExifTags.Base.ImageLength]:
             raise ValueError(CUT_SHORT)
+        if image.tag_v2.get(ExifTags.Base.Orientation, 1) > 4 and "dpi" in image.info:
+            image.info["dpi"] = image.info["dpi"][::-1]  # loading turns the picture, but not its resolution
         return image
     image.close()
     return _decode(path)

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -324,7 +324,7 @@ def _write(job: Job, photo: Photo, image: np.ndarray, changed: bool) -> list[str
     alpha = photo.alpha
     if alpha is not None and alpha.shape != image.shape[:2]:  # an aligned crop that grew
         alpha = cv2.resize(alpha, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    write_photo(job.target, Photo(image, alpha, photo.icc_profile))
+    write_photo(job.target, replace(photo, bgr=image, alpha=alpha))
     if alpha is not None and job.target.suffix.lower() != ".png" and alpha.min() < 255:
         return ["is transparent in places, which a JPEG cannot be: laid over white (--ext png keeps it)"]
     return []
