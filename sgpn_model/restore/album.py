@@ -4,12 +4,15 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from sgpn_arch.errors import UserError
+from sgpn_arch.face3d.face_mesh import SUFFIXES as MESH_SUFFIXES
+from sgpn_arch.face3d.face_mesh import write_mesh
 from sgpn_arch.inference.memory import return_freed_memory
 from sgpn_data.alignment import invert_similarity, similarity_scale, transform_points
 from sgpn_data.photos import (
@@ -24,7 +27,7 @@ from sgpn_data.photos import (
 )
 from sgpn_data.sheet import labelled_grid
 from sgpn_model.restore.record import Done, FaceNote, Record, Stamp
-from sgpn_model.restore.restorer import BATCH_SIZE, FaceRestorer, PreparedPhoto, RestoredFace
+from sgpn_model.restore.restorer import BATCH_SIZE, FaceRestorer, PreparedPhoto, RestoredFace, RestoreResult
 from sgpn_model.restore.stream import Outcome, stream
 
 PARTS = "parts"
@@ -254,12 +257,14 @@ def restore_jobs(
     save_parts: bool = False,
     record: Record | None = None,
     watcher: Watcher | None = None,
+    shape_only: bool = False,
     **options,
 ) -> Iterator[Outcome[Done]]:
     """Restores and writes photos, several at a time; yields an outcome for each, in order.
 
     Args:
-        save_parts: also write each face's pictures, into a folder ``parts`` beside the results.
+        save_parts: also write each face's pictures and mesh, into a folder ``parts`` beside the results.
+        shape_only: write only what :func:`save_faces` writes of a face's shape, and restore nothing.
         record: where each result is noted as soon as it is written. watcher: is told of the work.
         options: as of ``FaceRestorer.prepare``.
     """
@@ -284,7 +289,7 @@ def restore_jobs(
     def run(faces: Sequence[RestoredFace]) -> None:
         for first in range(0, len(faces), BATCH_SIZE):
             start, batch = time.perf_counter(), faces[first : first + BATCH_SIZE]
-            restorer.run(batch)
+            restorer.run(batch, shape_only)
             share = (time.perf_counter() - start) / len(batch)
             seconds_of.update((id(face), share) for face in batch)
             watcher.restored(len(batch))
@@ -292,9 +297,14 @@ def restore_jobs(
     def finish(job: Job, opened: OpenPhoto) -> Done:
         start = time.perf_counter()
         seconds = opened.seconds + sum(seconds_of.pop(id(face), 0) for face in opened.faces)
-        result = restorer.finish(opened.prepared, in_place=True)
-        remarks = opened.photo.remarks + _write(job, opened.photo, result.image, bool(result.faces))
-        if save_parts:
+        if shape_only:
+            sound = [face for face in opened.faces if not face.failed]
+            result = RestoreResult(opened.photo.bgr, sound, failed=[face for face in opened.faces if face.failed])
+            remarks = opened.photo.remarks
+        else:
+            result = restorer.finish(opened.prepared, in_place=True)
+            remarks = opened.photo.remarks + _write(job, opened.photo, result.image, bool(result.faces))
+        if save_parts or shape_only:
             save_faces(result.faces, job.target.parent / PARTS, job.name)
         failed = [(note.x, note.y) for note in map(note_of, result.failed)]
         notes = [note_of(face) for face in result.faces]
@@ -331,9 +341,14 @@ def _write(job: Job, photo: Photo, image: np.ndarray, changed: bool) -> list[str
 
 
 def save_faces(faces: Sequence[RestoredFace], folder: Path, name: str) -> None:
-    """Writes NAME_00_crop.png, _render, _mask (where there is one), _restored and _sheet for each face."""
+    """Writes NAME_00_crop.png, _render, _mask, _restored and _sheet for each face, as far as there are such pictures, and its
+    mesh as _mesh.glb and _mesh.obj where trimesh is installed."""
     for number, face in enumerate(faces):
-        parts = {part: getattr(face, part) for part in TITLES if getattr(face, part) is not None}
+        pictures = {part: getattr(face, part) for part in TITLES}
+        parts = {part: picture for part, picture in pictures.items() if picture is not None and picture.size}
         sheet = labelled_grid({TITLES[part]: [picture] for part, picture in parts.items()}, [""], SHEET_CELL)
         for part, picture in {**parts, "sheet": sheet}.items():
             write_picture(folder / f"{name}_{number:02d}_{part}.png", picture)
+        if face.mesh is not None and find_spec("trimesh"):
+            for suffix in MESH_SUFFIXES:
+                write_mesh(folder / f"{name}_{number:02d}_mesh{suffix}", face.mesh)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from sgpn_arch.face3d.face_mesh import FaceMesh
 from sgpn_data import released_protocol
 from sgpn_data.alignment import align_face, check_photo, resize, template_points, transform_points, warp
 from sgpn_data.detection import Detection, Detector, FaceChoice, build_detector
@@ -58,6 +59,7 @@ class RestoredFace:
         mask: (S, S) uint8, the paper's mask picture (channel mean of the finest AFFB mask; white trusts the photo, black the
             rendering), or None for a fusion without masks.
         coefficients: (D,) float32 of the shape prior. landmarks: (68, 2) float32 of its mesh, OpenCV pixels of the crop.
+        mesh: what the rendering shows; :func:`.write_mesh` writes it to a file.
         failed: whether a network made NaN or infinity of it; ``restored`` is the crop then.
     """
 
@@ -76,6 +78,7 @@ class RestoredFace:
     mask: np.ndarray | None = None
     coefficients: np.ndarray = field(default_factory=_no_picture)
     landmarks: np.ndarray = field(default_factory=_no_picture)
+    mesh: FaceMesh | None = None
     failed: bool = False
 
 
@@ -390,16 +393,19 @@ class FaceRestorer:
             return RestoredFace(crop, template_points(self.template, self.size), matrix)
         return RestoredFace(crop, points5[0], matrix, found[0])
 
-    def run(self, faces: Sequence[RestoredFace]) -> None:
+    def run(self, faces: Sequence[RestoredFace], shape_only: bool = False) -> None:
         """Lets the networks restore faces, of one photo or several; fills in what they say.
+
+        With ``shape_only`` the generator does not run: ``restored`` stays empty and ``mask`` None, and there is nothing to
+        :meth:`finish`.
 
         A face of which a network makes NaN or infinity is tried again in fp32 where that was half precision; if that does
         not help, ``failed`` is set.
         """
         for start in range(0, len(faces), BATCH_SIZE):
-            failed = self._restore_batch(faces[start : start + BATCH_SIZE])
+            failed = self._restore_batch(faces[start : start + BATCH_SIZE], shape_only)
             if failed and self._in_full_precision is not None:
-                self._in_full_precision._restore_batch(failed)
+                self._in_full_precision._restore_batch(failed, shape_only)
 
     @functools.cached_property
     def _in_full_precision(self) -> "FaceRestorer | None":
@@ -408,26 +414,24 @@ class FaceRestorer:
             return None
         return type(self).from_pretrained(**{**self._recipe, "precision": "fp32"})
 
-    def _restore_batch(self, faces: Sequence[RestoredFace]) -> list[RestoredFace]:
+    def _restore_batch(self, faces: Sequence[RestoredFace], shape_only: bool = False) -> list[RestoredFace]:
         """Fills in what the networks say; returns the faces of which some number is not finite."""
         photos = np.stack([to_planes(face.crop) for face in faces])
         crops = photos.copy()
-        tones = {number: face.tone for number, face in enumerate(faces) if face.tone is not None}
-        for number in tones:
-            crops[number] = to_planes(to_grey(faces[number].crop))
+        for number, face in enumerate(faces):
+            if face.tone is not None:
+                crops[number] = to_planes(to_grey(face.crop))
         persons = [face.person for face in faces]
         given = None
         if any(person is not None for person in persons):
             length = max(len(person) for person in persons if person is not None)
             unknown = np.full(length, np.nan, np.float32)
             given = np.stack([unknown if person is None else person for person in persons])
-        said = self.engine(crops, np.stack([face.points5 for face in faces]).astype(np.float32), given)
+        said = self.engine(crops, np.stack([face.points5 for face in faces]).astype(np.float32), given, shape_only)
         sound = np.ones(len(faces), bool)
         for part in (said.restored, said.coefficients, said.render):
-            sound &= np.isfinite(part).reshape(len(faces), -1).all(axis=1)
-        images = np.where(sound[:, None, None, None], said.restored, photos)
-        for number, tone in tones.items():
-            images[number] = to_planes(toned(to_pictures(images[number : number + 1])[0], tone))
+            if part is not None:
+                sound &= np.isfinite(part).reshape(len(faces), -1).all(axis=1)
         results = zip(
             sound.tolist(),
             to_pictures(np.nan_to_num(said.render)),
@@ -435,18 +439,32 @@ class FaceRestorer:
             [None] * len(faces) if said.mask is None else to_grey_pictures(np.nan_to_num(said.mask), self.size),
             said.coefficients,
             said.landmarks,
+            said.vertices,
+            said.colors,
             strict=True,
         )
-        for face, (finite, render, render_mask, mask, coefficients, landmarks) in zip(faces, results, strict=True):
+        for face, (finite, render, render_mask, mask, coefficients, landmarks, vertices, colors) in zip(
+            faces, results, strict=True
+        ):
             face.failed = not finite
             face.render, face.render_mask, face.mask = render, render_mask, mask
             face.coefficients, face.landmarks = coefficients, landmarks
+            face.mesh = FaceMesh(vertices, colors, said.triangles)
+        if said.restored is not None:
+            self._take_restored(faces, photos, np.where(sound[:, None, None, None], said.restored, photos))
+        return [face for face in faces if face.failed]
+
+    @staticmethod
+    def _take_restored(faces: Sequence[RestoredFace], photos: np.ndarray, images: np.ndarray) -> None:
+        """Gives faces their restored pictures: those of the network, in the photo's tone, as faithful as was asked for."""
+        for number, face in enumerate(faces):
+            if face.tone is not None:
+                images[number] = to_planes(toned(to_pictures(images[number : number + 1])[0], face.tone))
         for fidelity in {face.fidelity for face in faces}:
             group = [number for number, face in enumerate(faces) if face.fidelity == fidelity]
             wanted = blend(images[group], photos[group], 0 if fidelity == "auto" else float(fidelity))
             for number, picture in zip(group, to_pictures(wanted), strict=True):
                 faces[number].restored = picture
-        return [face for face in faces if face.failed]
 
     def finish(self, photo: PreparedPhoto, in_place: bool = False) -> RestoreResult:
         """The photo with its restored faces in place.

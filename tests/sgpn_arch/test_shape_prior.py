@@ -1,5 +1,6 @@
 """The shape prior on a toy model and on the open one: where it draws, what it says, and its gradients."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -135,6 +136,24 @@ def test_rendering_is_the_lit_mesh_drawn_and_moved_onto_the_crop(size):
     np.testing.assert_allclose(result.landmarks[0], landmarks @ back[:, :2].T + back[:, 2], atol=1e-8)
 
 
+@pytest.mark.parametrize("protocol", ["open", "released"])
+def test_a_crop_without_colour_has_a_grey_rendering_of_the_same_lightness(protocol):
+    model = oracle.toy_model()
+    prior = prior_of(model, random_coefficients(model).float(), protocol=protocol)
+    crop = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    crop[1] = crop[1, :1]
+    result = prior(crop, seen_points(model).expand(2, -1, -1))
+    colors = prior.mesh(result.coeffs).colors
+    assert torch.equal(result.mesh.colors[0], colors[0]) and np.ptp(colors.numpy(), axis=2).max() > 0.05
+    if protocol == "released":  # as in the authors' code
+        assert torch.equal(result.mesh.colors[1], colors[1])
+        return
+    lightness = cv2.cvtColor(colors[1:].numpy(), cv2.COLOR_RGB2GRAY)
+    np.testing.assert_allclose(result.mesh.colors[1], np.repeat(lightness[0, :, None], 3, axis=1), atol=1e-6)
+    assert np.ptp(result.render[1].numpy(), axis=0).max() < 1e-6 < np.ptp(result.render[0].numpy(), axis=0).max()
+    assert torch.equal(result.mask[0], result.mask[1])
+
+
 def oracle_rotation(angles):
     from scipy.spatial.transform import Rotation
 
@@ -145,7 +164,7 @@ def test_drawing_given_coefficients_is_the_forward_pass():
     model = oracle.toy_model()
     coefficients = random_coefficients(model, 1).float()
     prior = prior_of(model, coefficients)
-    result = prior(torch.zeros(1, 3, SIZE, SIZE), seen_points(model))
+    result = prior(torch.rand(1, 3, SIZE, SIZE), seen_points(model))
     again = prior.draw(coefficients[None], result.transform, SIZE)
     assert torch.equal(result.render, again.render) and torch.equal(result.landmarks, again.landmarks)
     assert torch.equal(result.coeffs, coefficients[None])

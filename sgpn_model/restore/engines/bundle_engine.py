@@ -6,11 +6,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from sgpn_arch.errors import OptionError
+from sgpn_arch.face3d.camera import PinholeCamera
+from sgpn_arch.face3d.face_mesh import in_grey, without_colour
 from sgpn_arch.face3d.raster.rasterizer_numpy import draw
 from sgpn_model.restore.engines import Answers, Engine
 from sgpn_model.weights.bundle import PARTS, Bundle
 
-IMAGE_SIZE = (224, 224)  # of the regressor's image, in which the mesh is drawn
+CAMERA = PinholeCamera()  # whose picture is the regressor's
 
 
 class BundleEngine(Engine):
@@ -51,18 +53,25 @@ class BundleEngine(Engine):
     def _run(self, part: str, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs of one file, in its order."""
 
-    def __call__(self, crops: np.ndarray, points5: np.ndarray, persons: np.ndarray | None = None) -> Answers:
+    def __call__(
+        self, crops: np.ndarray, points5: np.ndarray, persons: np.ndarray | None = None, shape_only: bool = False
+    ) -> Answers:
         """As :meth:`Engine.__call__`."""
         coefficients, transform = self._run("regressor", {"photo": crops, "points5": points5})
         if persons is not None:
             coefficients = np.where(np.isnan(persons), coefficients, persons)
-        *parts, landmarks, triangles = self._run("mesh", {"coefficients": coefficients})
-        meshes = zip(*parts, strict=True)
-        drawn = np.stack([draw(points, depth, colors, triangles, IMAGE_SIZE) for points, depth, colors in meshes])
+        points, depth, colors, landmarks, triangles = self._run("mesh", {"coefficients": coefficients})
+        if self.protocol == "open":
+            colors = np.where(without_colour(crops)[:, None, None], in_grey(colors), colors)
+        size = (CAMERA.size, CAMERA.size)
+        drawn = np.stack([draw(*mesh, triangles, size) for mesh in zip(points, depth, colors, strict=True)])
         placed = {"drawn": drawn, "landmarks224": landmarks, "transform": transform}
         render, render_mask, landmarks = self._run("render", placed)
+        mesh = (CAMERA.unproject(points, depth), colors, triangles)
+        if shape_only:
+            return Answers(None, render, render_mask, None, coefficients, landmarks, *mesh)
         given = {"photo": crops, "render": render, "coefficients": coefficients}
         if not self.uses_render:
             del given["render"]
-        restored, *mask = self._run("generator", given)
-        return Answers(restored, render, render_mask, mask[0] if mask else None, coefficients, landmarks)
+        restored, *picture = self._run("generator", given)
+        return Answers(restored, render, render_mask, next(iter(picture), None), coefficients, landmarks, *mesh)

@@ -63,16 +63,32 @@ class TorchEngine(Engine):
         return all(getattr(each, "precision", "fp32") == "fp32" for each in (self.network, self.prior.regressor))
 
     @torch.inference_mode()
-    def __call__(self, crops: np.ndarray, points5: np.ndarray, persons: np.ndarray | None = None) -> Answers:
+    def __call__(
+        self, crops: np.ndarray, points5: np.ndarray, persons: np.ndarray | None = None, shape_only: bool = False
+    ) -> Answers:
         """As :meth:`Engine.__call__`."""
         photos = torch.from_numpy(crops).to(self._place, memory_format=torch.channels_last)
         given = None if persons is None else torch.from_numpy(persons).to(self._place)
         shape = self.prior(photos, torch.from_numpy(points5).to(self._place), given)
-        if hasattr(self.network, "with_mask_picture"):
+        images = picture = None
+        if shape_only:
+            pass
+        elif hasattr(self.network, "with_mask_picture"):
             images, picture = self.network.with_mask_picture(photos, shape.render, shape.coeffs)
         else:
             images, masks = self.network(photos, shape.render, shape.coeffs, return_masks=True)
             pictures = mask_pictures(masks)
             picture = pictures[max(pictures)] if pictures else None
-        found = (images, shape.render, shape.mask, picture, shape.coeffs, shape.landmarks)
-        return Answers(*(None if each is None else each.float().cpu().numpy() for each in found))  # type: ignore[arg-type]
+        mesh = shape.mesh
+        found = (
+            *(images, shape.render, shape.mask, picture, shape.coeffs, shape.landmarks),
+            *(mesh.vertices, mesh.colors, self.prior.model.triangles),
+        )
+        return Answers(*map(_to_numpy, found))  # type: ignore[arg-type]
+
+
+def _to_numpy(tensor: torch.Tensor | None) -> np.ndarray | None:
+    """On the CPU; what was computed in half precision as float32."""
+    if tensor is None:
+        return None
+    return (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()

