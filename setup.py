@@ -22,6 +22,8 @@ FORMATS = ["imagecodecs>=2024.1.1", "pillow-heif>=0.16"]  # photos of more kinds
 ONNX = ["onnx>=1.17", "onnxruntime>=1.18", "onnxscript>=0.5"]
 OPENVINO = ["openvino>=2024.4"]
 VIDEO = ["av>=14"]
+# ruff: mkdocstrings breaks long signatures with it.
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings-python>=2", "ruff>=0.6"]
 TEST = (
     TRAIN
     + METRICS
@@ -123,7 +125,8 @@ setup(
         "onnx": ONNX,
         "openvino": OPENVINO,
         "test": TEST,
-        "dev": TEST + ["mypy>=2.4", "ruff>=0.6"],
+        "docs": DOCS,
+        "dev": TEST + DOCS + ["mypy>=2.4"],
     },
     entry_points={"console_scripts": ["sgpn=sgpn_model.cli:main"]},
     classifiers=[
