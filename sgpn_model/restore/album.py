@@ -1,6 +1,8 @@
 """An album: which photos inputs mean and where their results go, and many of them restored, pasted and written at once."""
 
+import math
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
-import numpy as np
 
 from sgpn_arch.errors import UserError
 from sgpn_arch.face3d.face_mesh import SUFFIXES as MESH_SUFFIXES
@@ -26,6 +27,7 @@ from sgpn_data.photos import (
     write_picture,
 )
 from sgpn_data.sheet import labelled_grid
+from sgpn_model.restore.background import SCALES
 from sgpn_model.restore.record import Done, FaceNote, Record, Stamp
 from sgpn_model.restore.restorer import BATCH_SIZE, FaceRestorer, PreparedPhoto, RestoredFace, RestoreResult
 from sgpn_model.restore.stream import Outcome, stream
@@ -241,6 +243,16 @@ def _cut(stem: str, longest: int) -> str:
 # Restoring them
 
 
+class Stopped(Exception):
+    """The work on a photo was given up, because the whole run stops."""
+
+
+def scale_for(size: tuple[int, int], scale: int, min_size: int) -> int:
+    """How many times a photo of ``size`` is enlarged: ``scale``, or as much as brings its longer side to ``min_size``."""
+    enough = [factor for factor in SCALES if factor >= scale and max(size) * factor >= min_size]
+    return min(enough, default=max(SCALES))
+
+
 class Watcher:
     """What is told of the work as it goes on, by several threads; this one does not listen."""
 
@@ -250,6 +262,9 @@ class Watcher:
     def restored(self, faces: int) -> None:
         """The networks have restored so many faces more."""
 
+    def enlarged(self, job: Job, part: float) -> None:
+        """So much of a photo's background is made, 0..1."""
+
 
 def restore_jobs(
     restorer: FaceRestorer,
@@ -258,6 +273,8 @@ def restore_jobs(
     record: Record | None = None,
     watcher: Watcher | None = None,
     shape_only: bool = False,
+    scale: int = 1,
+    min_size: int = 0,
     **options,
 ) -> Iterator[Outcome[Done]]:
     """Restores and writes photos, several at a time; yields an outcome for each, in order.
@@ -266,9 +283,10 @@ def restore_jobs(
         save_parts: also write each face's pictures and mesh, into a folder ``parts`` beside the results.
         shape_only: write only what :func:`save_faces` writes of a face's shape, and restore nothing.
         record: where each result is noted as soon as it is written. watcher: is told of the work.
-        options: as of ``FaceRestorer.prepare``.
+        scale, min_size: see :func:`scale_for`. options: as of ``FaceRestorer.prepare``.
     """
     watcher = watcher or Watcher()
+    stopped = threading.Event()  # making a background takes minutes, which nobody waits for who has stopped
     seconds_of: dict[int, float] = {}  # face -> its part of its batch's time
 
     def prepare(job: Job) -> OpenPhoto:
@@ -280,7 +298,7 @@ def restore_jobs(
             if photo.bgr.nbytes > LARGE:
                 # What reading took lies in this thread's part of the memory, where no other thread can use it.
                 return_freed_memory()
-            prepared = restorer.prepare(photo.bgr, **options)
+            prepared = restorer.prepare(photo.bgr, scale=scale_for(photo.bgr.shape[:2], scale, min_size), **options)
             faces = len(prepared.faces)
         finally:
             watcher.prepared(job, faces)
@@ -297,13 +315,21 @@ def restore_jobs(
     def finish(job: Job, opened: OpenPhoto) -> Done:
         start = time.perf_counter()
         seconds = opened.seconds + sum(seconds_of.pop(id(face), 0) for face in opened.faces)
+
+        def tell(part: float) -> None:
+            if stopped.is_set():
+                raise Stopped
+            watcher.enlarged(job, part)
+
         if shape_only:
             sound = [face for face in opened.faces if not face.failed]
             result = RestoreResult(opened.photo.bgr, sound, failed=[face for face in opened.faces if face.failed])
             remarks = opened.photo.remarks
         else:
-            result = restorer.finish(opened.prepared, in_place=True)
-            remarks = opened.photo.remarks + _write(job, opened.photo, result.image, bool(result.faces))
+            result = restorer.finish(opened.prepared, in_place=True, tell=tell)
+            photo = replace(opened.photo, bgr=result.image, scale=opened.prepared.scale)
+            changed = bool(result.faces) or opened.prepared.scale > 1 or restorer.background.is_network
+            remarks = photo.remarks + _write(job, photo, changed)
         if save_parts or shape_only:
             save_faces(result.faces, job.target.parent / PARTS, job.name)
         failed = [(note.x, note.y) for note in map(note_of, result.failed)]
@@ -314,7 +340,12 @@ def restore_jobs(
             record.add(opened.stamp, job.target, done)
         return done
 
-    return stream(jobs, prepare, run, finish, lambda job: photo_bytes(job.source), BATCH_SIZE)
+    def weigh(job: Job) -> int:
+        stored = photo_bytes(job.source)
+        side = math.isqrt(stored // 3)
+        return stored * scale_for((side, side), scale, min_size) ** 2
+
+    return stream(jobs, prepare, run, finish, weigh, BATCH_SIZE, stopped.set)
 
 
 def note_of(face: RestoredFace) -> FaceNote:
@@ -326,15 +357,15 @@ def note_of(face: RestoredFace) -> FaceNote:
     return FaceNote(round(x), round(y), round(face.detection.size), round(float(face.detection.score), 3))
 
 
-def _write(job: Job, photo: Photo, image: np.ndarray, changed: bool) -> list[str]:
+def _write(job: Job, photo: Photo, changed: bool) -> list[str]:
     """Writes a photo's result; returns what was lost."""
     if not changed and job.source.suffix.lower() == job.target.suffix.lower():
         copy_photo(job.source, job.target)
         return []
     alpha = photo.alpha
-    if alpha is not None and alpha.shape != image.shape[:2]:  # an aligned crop that grew
-        alpha = cv2.resize(alpha, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    write_photo(job.target, replace(photo, bgr=image, alpha=alpha))
+    if alpha is not None and alpha.shape != photo.bgr.shape[:2]:
+        photo = replace(photo, alpha=cv2.resize(alpha, photo.bgr.shape[1::-1], interpolation=cv2.INTER_LINEAR))
+    write_photo(job.target, photo)
     if alpha is not None and job.target.suffix.lower() != ".png" and alpha.min() < 255:
         return ["is transparent in places, which a JPEG cannot be: laid over white (--ext png keeps it)"]
     return []

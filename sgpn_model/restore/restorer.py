@@ -2,8 +2,8 @@
 
 import functools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +12,20 @@ import numpy as np
 
 from sgpn_arch.face3d.face_mesh import FaceMesh
 from sgpn_data import released_protocol
-from sgpn_data.alignment import align_face, check_photo, resize, template_points, transform_points, warp
+from sgpn_data.alignment import (
+    align_face,
+    check_photo,
+    matrix_of_enlarged,
+    resize,
+    template_points,
+    transform_points,
+    warp,
+)
 from sgpn_data.detection import Detection, Detector, FaceChoice, build_detector
 from sgpn_data.pasting import aligned_at_size_of, blend_hole, fill_hole, hole_of, match_hole, paste_faces
 from sgpn_data.photos import to_grey, tone_of, toned
 from sgpn_data.tensors import to_pictures, to_planes
+from sgpn_model.restore.background import SCALES, Background, resized
 from sgpn_model.restore.engines import Engine
 from sgpn_model.restore.engines.choosing import open_engine
 from sgpn_model.restore.fidelity import blend, checked_fidelity
@@ -84,9 +93,10 @@ class RestoredFace:
 
 @dataclass
 class RestoreResult:
-    """The restored photo (uint8 HxWx3 BGR; a copy of the input where there is no face) and its faces, largest first.
+    """The restored photo (uint8 HxWx3 BGR; without a face the input, enlarged as asked) and its faces, largest first.
 
     Attributes:
+        faces: their matrices and detections are in pixels of the input, also where the result is larger.
         untouched: how many faces were found that the mask does not touch, and that are therefore not among ``faces``.
         failed: faces that stay as they were, because a network made NaN or infinity of them; not among ``faces``.
     """
@@ -105,6 +115,7 @@ class PreparedPhoto:
         bgr: the photo. faces: largest first; what the networks say is not in them yet.
         aligned: whether the photo is one aligned face. hole: (H, W) bool, what is to be
             filled; None for a restoration. untouched: faces that it leaves alone. left_out: faces that were not chosen.
+        scale: how many times larger the result is.
     """
 
     bgr: np.ndarray
@@ -113,6 +124,7 @@ class PreparedPhoto:
     hole: np.ndarray | None = None
     untouched: int = 0
     left_out: int = 0
+    scale: int = 1
 
 
 class FaceRestorer:
@@ -156,18 +168,22 @@ class FaceRestorer:
         task: str = "restore",
         precision: str = "auto",
         fidelity: float | str = "auto",
+        background: str = "lanczos",
     ):
         from sgpn_model.restore.engines.torch_engine import TorchEngine
 
-        self._take(TorchEngine(network, prior, device, precision), template, detector, task, fidelity)
+        self._take(TorchEngine(network, prior, device, precision), template, detector, task, fidelity, background)
 
-    def _take(self, engine: Engine, template: str, detector: Detector, task: str, fidelity: float | str) -> None:
+    def _take(
+        self, engine: Engine, template: str, detector: Detector, task: str, fidelity: float | str, background: str
+    ) -> None:
         #: What runs the networks.
         self.engine = engine
         self.template = template
         self.detector = detector
         self.task = task
         self.fidelity = checked_fidelity(fidelity)
+        self.background = Background(background, engine.device)
         self._recipe: dict | None = None
 
     @classmethod
@@ -181,6 +197,7 @@ class FaceRestorer:
         fidelity: float | str = "auto",
         engine: str = "auto",
         threads: int | None = None,
+        background: str = "lanczos",
     ) -> "FaceRestorer":
         """Builds a restorer from weights that ship with the library or from a checkpoint file.
 
@@ -189,18 +206,18 @@ class FaceRestorer:
             device: "auto" (CUDA where there is any), "cpu" or "cuda".
             detector: "auto" or a name in ``sgpn_data.detection.DETECTORS``.
             allow_download: whether the detector may fetch its weights.
-            precision, fidelity: see the class.
+            precision, fidelity, background: see the class.
             engine: what runs the networks: "torch", "openvino", "onnxruntime", or "auto", see :func:`.open_engine`.
             threads: of the engine; None is its own choice. PyTorch's are those of the whole process.
 
         Raises:
-            CheckpointError, DetectorError, OptionError: the message says what to do.
+            CheckpointError, DetectorError, OptionError, BackgroundError: the message says what to do.
         """
         path = find_weights(weights)
         opened = open_engine(engine, path, device, precision, threads)
         restorer = cls.__new__(cls)
         finder = build_detector(detector, opened.engine.device, allow_download)
-        restorer._take(opened.engine, opened.template, finder, opened.task, fidelity)
+        restorer._take(opened.engine, opened.template, finder, opened.task, fidelity, background)
         restorer._recipe = {
             "weights": str(weights if path.parent == WEIGHTS_FOLDER else path.resolve()),
             "device": device,
@@ -209,6 +226,7 @@ class FaceRestorer:
             "precision": precision,
             "engine": opened.engine.name,
             "threads": threads,
+            "background": background,
         }
         return restorer
 
@@ -231,6 +249,7 @@ class FaceRestorer:
             "device": self.engine.device,
             "precision": self.engine.precision,
             "fidelity": self.fidelity,
+            "background": self.background.name,
         }
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in parts.items())})"
 
@@ -253,6 +272,7 @@ class FaceRestorer:
         points5: np.ndarray | None = None,
         fidelity: float | str | None = None,
         choice: FaceChoice | None = None,
+        scale: int = 1,
     ) -> RestoreResult:
         """Restores a photo, or fills a hole in it.
 
@@ -270,13 +290,14 @@ class FaceRestorer:
                 :class:`sgpn_data.detection.Detection`. Nothing is searched then.
             fidelity: of this photo; None is the restorer's own.
             choice: which of the faces found are restored; ignored when ``aligned`` or with ``points5``.
+            scale: 1, 2 or 4, how many times larger the result is; faces are pasted at that size.
 
         Raises:
             ValueError: not a uint8 HxWx3 array; or not nearly square though ``aligned``; or the mask has another size or
-                no white; or the points are of another shape or not finite.
+                no white; or the points are of another shape or not finite; or the scale is another, or goes with a mask.
             OptionError: fidelity is neither a number from 0 to 1 nor "auto".
         """
-        photo = self.prepare(bgr, aligned, only_largest, mask, points5, fidelity, choice)
+        photo = self.prepare(bgr, aligned, only_largest, mask, points5, fidelity, choice, scale)
         self.run(photo.faces)
         return self.finish(photo)
 
@@ -286,6 +307,7 @@ class FaceRestorer:
         aligned: bool = False,
         only_largest: bool = False,
         fidelity: float | str | None = None,
+        scale: int = 1,
     ) -> Iterator[Outcome[RestoreResult]]:
         """Restores photos one after the other, as :meth:`restore` does, faster: while the networks run on some, the next
         are searched and finished ones are pasted, and faces of different photos share a batch.
@@ -293,7 +315,7 @@ class FaceRestorer:
         Args:
             photos: uint8 HxWx3 BGR each; may be a generator, which then runs in a thread of its own. Only a few photos
                 are in memory at a time, however many there are.
-            aligned, only_largest, fidelity: as in :meth:`restore`.
+            aligned, only_largest, fidelity, scale: as in :meth:`restore`.
 
         Yields:
             One outcome for each photo, in order, with the photo's ``index``: ``outcome.result`` is its RestoreResult, or
@@ -307,10 +329,10 @@ class FaceRestorer:
         wanted = self.fidelity if fidelity is None else checked_fidelity(fidelity)
         return stream(
             photos,
-            prepare=lambda bgr: self.prepare(bgr, aligned, only_largest, fidelity=wanted),
+            prepare=lambda bgr: self.prepare(bgr, aligned, only_largest, fidelity=wanted, scale=scale),
             run=self.run,
             finish=lambda _, photo: self.finish(photo),
-            weigh=lambda bgr: getattr(bgr, "nbytes", 0),
+            weigh=lambda bgr: getattr(bgr, "nbytes", 0) * scale**2,
             batch=BATCH_SIZE,
         )
 
@@ -323,11 +345,16 @@ class FaceRestorer:
         points5: np.ndarray | None = None,
         fidelity: float | str | None = None,
         choice: FaceChoice | None = None,
+        scale: int = 1,
     ) -> PreparedPhoto:
         """Finds the faces of a photo and cuts them out; arguments and errors are those of :meth:`restore`."""
         check_photo(bgr, "restore")
         if bgr.size == 0:
             raise ValueError("restore: the photo is empty")
+        if scale not in SCALES:
+            raise ValueError(f"restore: scale must be one of {', '.join(map(str, SCALES))}, found {scale!r}")
+        if mask is not None and scale != 1:
+            raise ValueError("restore: a hole is filled at the photo's own size; enlarge the result in a second step")
         wanted = self.fidelity if fidelity is None else checked_fidelity(fidelity)
         hole = None if mask is None else hole_of(mask, bgr)
         if hole is not None and "inpaint" not in self.task:
@@ -354,7 +381,7 @@ class FaceRestorer:
         if not self.as_released:
             for face in faces:
                 face.tone = tone_of(face.crop, None if face.hole is None else ~face.hole)
-        return PreparedPhoto(bgr, faces, aligned, hole, len(found) - len(faces), left_out)
+        return PreparedPhoto(bgr, faces, aligned, hole, len(found) - len(faces), left_out, scale)
 
     def _cut_out(
         self, bgr: np.ndarray, detections: Sequence[Detection], places: np.ndarray | None
@@ -412,7 +439,7 @@ class FaceRestorer:
         """The same networks in fp32; None where these are, or where the weights are not at hand."""
         if self._recipe is None or self.engine.all_fp32:
             return None
-        return type(self).from_pretrained(**{**self._recipe, "precision": "fp32"})
+        return type(self).from_pretrained(**{**self._recipe, "precision": "fp32", "background": "lanczos"})
 
     def _restore_batch(self, faces: Sequence[RestoredFace], shape_only: bool = False) -> list[RestoredFace]:
         """Fills in what the networks say; returns the faces of which some number is not finite."""
@@ -466,25 +493,42 @@ class FaceRestorer:
             for number, picture in zip(group, to_pictures(wanted), strict=True):
                 faces[number].restored = picture
 
-    def finish(self, photo: PreparedPhoto, in_place: bool = False) -> RestoreResult:
+    def finish(
+        self, photo: PreparedPhoto, in_place: bool = False, tell: Callable[[float], None] = lambda part: None
+    ) -> RestoreResult:
         """The photo with its restored faces in place.
 
         Args:
             in_place: the photo's array may be changed and returned, which saves the memory of a copy.
+            tell: is told how much of the background is done, 0..1, and may raise to stop.
         """
         bgr, faces = photo.bgr, [face for face in photo.faces if not face.failed]
         if photo.hole is not None and faces:
             filling = resize(match_hole(faces[0]), bgr.shape[1::-1]) if photo.aligned else paste_faces(bgr, faces)
             image = blend_hole(bgr, filling, photo.hole)
         elif photo.aligned and faces:
-            image = faces[0].restored if self.as_released else aligned_at_size_of(faces[0], bgr)
+            image = (
+                resized(faces[0].restored, photo.scale)
+                if self.as_released
+                else aligned_at_size_of(faces[0], resized(bgr, photo.scale))
+            )
+        elif photo.hole is None and (photo.scale > 1 or self.background.is_network):
+            image = self.background.enlarge(bgr, photo.scale, tell)
+            # What a network makes up is no detail that faces should keep.
+            seen = resized(bgr, photo.scale) if self.background.is_network else None
+            self._paste(
+                image, [replace(face, matrix=matrix_of_enlarged(face.matrix, photo.scale)) for face in faces], seen
+            )
         else:
             image = bgr if in_place else bgr.copy()
-            if not self.as_released:
-                paste_faces(image, faces, in_place=True)
-            for face in faces if self.as_released else ():
-                released_protocol.paste_back(image, face.restored, face.crop, face.matrix, in_place=True)
+            self._paste(image, faces)
         return RestoreResult(image, faces, photo.untouched, [face for face in photo.faces if face.failed])
+
+    def _paste(self, image: np.ndarray, faces: Sequence[RestoredFace], seen: np.ndarray | None = None) -> None:
+        if not self.as_released:
+            paste_faces(image, faces, in_place=True, seen=seen)
+        for face in faces if self.as_released else ():
+            released_protocol.paste_back(image, face.restored, face.crop, face.matrix, in_place=True)
 
 
 def _checked_points(points5: np.ndarray, aligned: bool) -> np.ndarray:

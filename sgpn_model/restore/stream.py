@@ -64,6 +64,7 @@ def stream(
     finish: Callable[[Any, Any], Any],
     weigh: Callable[[Any], int],
     batch: int,
+    stopping: Callable[[], None] = lambda: None,
 ) -> Iterator[Outcome]:
     """Takes every item through ``prepare``, ``run`` and ``finish``.
 
@@ -78,6 +79,7 @@ def stream(
         finish: item, what ``prepare`` made of it -> result; called by several threads.
         weigh: item -> the bytes that it will take; called by the thread that iterates over the items.
         batch: faces that the networks take at once.
+        stopping: called when the line closes, before it waits for steps that have begun.
 
     Yields:
         One outcome for each item, in order.
@@ -94,6 +96,7 @@ def stream(
             line.finish(hand, _run(hand, run))
             del hand  # the next wait may be long
     finally:
+        stopping()
         line.close()
 
 

@@ -276,3 +276,28 @@ def test_plain_lines_without_a_terminal(capsys, tmp_path, monkeypatch):
     part = (photo / 2 + face) / (2 * photo + 2 * face)
     assert first == f"sgpn: 0 of 2 photos, 1 faces, {part:.0%}, about 00:{int(20 * (1 / part - 1)):02} left"
     assert second.startswith("sgpn: 1 of 2 photos, 1 faces, ")
+
+
+class TestLarger:
+    def test_photos_come_out_larger_and_small_ones_reach_a_size(self, run, tmp_path, capsys):
+        write_picture(tmp_path / "in" / "small.png", np.full((30, 40, 3), 90, np.uint8))
+        write_picture(tmp_path / "in" / "large.png", np.full((30, 200, 3), 90, np.uint8))
+        assert run("in", "--min-size", 100) == 0
+        assert read_photo("results/small.png").bgr.shape == (120, 160, 3)
+        assert read_photo("results/large.png").bgr.shape == (30, 200, 3)
+        assert "no face found; enlarged only" in capsys.readouterr().err
+        assert run("in", "--scale", 2, "--min-size", 100) == 0  # other settings: done again
+        assert read_photo("results/small.png").bgr.shape == (120, 160, 3)
+        assert read_photo("results/large.png").bgr.shape == (60, 400, 3)
+
+    def test_transparency_grows_with_the_photo(self, run, tmp_path):
+        picture = np.full((20, 30, 4), 200, np.uint8)
+        picture[:10, :, 3] = 0
+        Image.fromarray(picture).save(tmp_path / "a.png")
+        assert run("a.png", "--scale", 4) == 0
+        alpha = read_photo("results/a.png").alpha
+        assert alpha.shape == (80, 120) and alpha[10].max() == 0 and alpha[70].min() == 200
+
+    def test_a_hole_is_filled_at_the_photos_size(self, run, tmp_path):
+        with pytest.raises(SystemExit):
+            run("a.png", "--mask", "m.png", "--scale", 2)
