@@ -167,7 +167,8 @@ def run(
         usage_error("--mask fills holes, and --shape-only restores nothing: leave one of them out")
     if (mask or shape_only) and (scale > 1 or min_size or building["background"] != "lanczos"):
         usage_error(
-            "--scale, --min-size and --background do not go with --mask (enlarge the filled photo in a second step) or --shape-only"
+            "--scale, --min-size and --background go neither with --mask (enlarge the filled photo in a second step) nor with "
+            "--shape-only"
         )
     if max_face is not None and max_face < min_face:
         usage_error(f"--max-face {max_face} is smaller than --min-face {min_face}")
@@ -205,7 +206,9 @@ def run(
         "network": sha256_of(building["background"]) if Path(building["background"]).is_file() else None,
     }
     enlarges = scale > 1 or min_size > 0 or building["background"] not in ("lanczos", "none")
-    summary = Summary("modelled" if shape_only else "restored" if mask is None else "filled", verbose, enlarges)
+    summary = Summary(
+        "modelled" if shape_only else "restored" if mask is None else "filled", verbose, enlarges=enlarges
+    )
     record = Record(folder, settings)
     waiting = []
     for job in jobs:
