@@ -10,10 +10,12 @@ import json
 import posixpath
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
-from mkdocs.structure.pages import Page
+if TYPE_CHECKING:  # so that scripts/draw_diagrams.py and the tests can do without mkdocs
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
 # Files outside docs/ that are pages -> their places on the site.
@@ -37,8 +39,9 @@ ROLE = re.compile(r":(?:meth|func|class|attr|data|mod):<code>[~.]*([\w.]+)</code
 # Which pages there are
 
 
-def on_files(files: Files, config: MkDocsConfig) -> Files:
+def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
     """Adds the pages outside docs/, the examples, and whatever source file a page links to."""
+    from mkdocs.structure.files import File
 
     def add(place: str, content: str) -> None:
         files.append(File.generated(config, place, content=content))
@@ -112,7 +115,7 @@ def notebook_page(path: Path) -> str:
 # What a page says
 
 
-def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+def on_page_markdown(markdown: str, page: "Page", config: "MkDocsConfig", files: "Files") -> str:
     """Leads links to pages of the site, and puts the drawing in a diagram's place."""
     here = repository_path(page.file.src_uri)
     if here == "README.md":
@@ -155,7 +158,7 @@ def line_of(target: str, name: str) -> int | None:
 
 
 def drawing(source: str) -> str:
-    """The drawing of a diagram's text, as scripts/draw_diagrams.sh made it.
+    """The drawing of a diagram's text, as scripts/draw_diagrams.py made it.
 
     Raises:
         FileNotFoundError: it was not drawn since the text changed.
@@ -168,6 +171,6 @@ def drawing_path(source: str) -> Path:
     return ROOT / "docs" / "images" / "diagrams" / f"{hashlib.sha256(source.encode()).hexdigest()[:12]}.svg"
 
 
-def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+def on_page_content(html: str, page: "Page", config: "MkDocsConfig", files: "Files") -> str:
     """Docstrings refer to each other as Sphinx has it; here the name alone is shown."""
     return ROLE.sub(r"<code>\1</code>", html)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from oracles.script import load_script
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 FENCED = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
@@ -91,6 +93,28 @@ def test_the_page_on_the_architecture_names_every_file_of_the_library_and_no_oth
     named = {Path(name).name for name in re.findall(r"`([\w/]+\.py)`", page)}
     files = {path.name for folder in ("sgpn_arch", "data", "sgpn_model") for path in (ROOT / folder).rglob("[!_]*.py")}
     assert named == files | {"sgpn.py", "test_import_graph.py"}
+
+
+def stations(page: Path) -> list[tuple[str, str]]:
+    """(words, file) of every station in the page's diagrams that names a file."""
+    diagrams = re.findall(r"^```mermaid\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [found for diagram in diagrams for found in re.findall(r'\["([^"]+)<br>([\w/]+\.py)"\]', diagram)]
+
+
+def test_the_stations_of_the_diagrams_are_there():
+    found = stations(ROOT / "docs" / "architecture.md")
+    assert len(found) > 20
+    for words, file in found:
+        assert (ROOT / file).is_file(), file
+        name = re.match(r"[\w.]+", words)[0]
+        assert name in {*definitions(ROOT / file), "the"}, f"{file} does not define {name}"
+
+
+def test_the_diagrams_are_drawn():
+    """The site shows drawings, which scripts/draw_diagrams.py makes of the text; their names are checksums of it."""
+    drawn = load_script("draw_diagrams").diagrams()
+    assert len(drawn) >= 3
+    assert set((ROOT / "docs" / "images" / "diagrams").glob("*.svg")) == set(drawn)
 
 
 CODE = """

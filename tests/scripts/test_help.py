@@ -13,6 +13,7 @@ FOLDER = Path(__file__).parents[2] / "scripts"
 REPLACING = {
     "build_open_morphable_model": "sgpn_arch/assets/open_face.safetensors",
     "compare_regressors": "docs/images",
+    "draw_diagrams": "docs/images/diagrams",
     "draw_model_card": "docs/images",
     "draw_morphable_model": "docs/images/morphable_model.jpg",
     "export_mobilenet_features": "the package's file",
