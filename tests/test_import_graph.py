@@ -26,7 +26,8 @@ ROOMS = {
     "restore": {"config", "weights"},
     "train": {"config", "weights"},
     "evaluate": {"config", "weights", "restore", "train"},
-    "cli": {"config", "weights", "restore", "train", "evaluate"},
+    "web": {"restore"},
+    "cli": {"config", "weights", "restore", "train", "evaluate", "web"},
 }
 VAGUE = {"test", "common", "names", "loading", "compiled", "utils", "helpers", "misc"}
 FOLDERS = {"sgpn_arch": "sgpn_arch", "data": "sgpn_data", "sgpn_model": "sgpn_model"}

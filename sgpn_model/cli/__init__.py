@@ -12,6 +12,7 @@ from sgpn_arch.errors import OptionError, UserError, nearest
 COMMANDS = {
     "restore": ("restore", "restore the faces in photos"),
     "video": ("film", "restore the faces in a film"),
+    "web": ("web", "restore photos on a page in the browser"),
     "align": ("align", "cut the faces out of photos, to train on them"),
     "train": ("train", "train what an option file describes"),
     "test": ("testing", "measure what an option file describes, and write a report"),

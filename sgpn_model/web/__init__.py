@@ -1,0 +1,1 @@
+"""The page that ``sgpn web`` shows in a browser."""
