@@ -10,7 +10,9 @@ import pytest
 from oracles.script import load_script
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted(
+    path for place in (".", "docs", "docs/api", "examples", "findings") for path in (ROOT / place).glob("*.md")
+)
 FENCED = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[([^\[\]]*)\]\(([^()\s]+)\)")
 HEADING = re.compile(r"^#+ +(.+?) *$", re.MULTILINE)
@@ -108,6 +110,11 @@ def test_the_stations_of_the_diagrams_are_there():
         assert (ROOT / file).is_file(), file
         name = re.match(r"[\w.]+", words)[0]
         assert name in {*definitions(ROOT / file), "the"}, f"{file} does not define {name}"
+
+
+def test_every_finding_is_in_the_index():
+    listed = {target for _, target in links((ROOT / "findings" / "README.md").read_text(encoding="utf-8"))}
+    assert {path.name for path in (ROOT / "findings").glob("*.sh")} == {name for name in listed if name.endswith(".sh")}
 
 
 def test_the_diagrams_are_drawn():
