@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from sgpn_arch.ranges import Count, Fraction
 from sgpn_model.cli.arguments import add_detector, add_device, add_engine, typed
@@ -241,7 +241,9 @@ def run(
     progress = Progress(
         waiting, len(waiting) == 1 and not restorer.background.is_network, restorer.background.is_network
     )
-    options = dict(aligned=aligned, only_largest=only_largest, mask=hole, choice=choice, scale=scale, min_size=min_size)
+    options: dict[str, Any] = dict(
+        aligned=aligned, only_largest=only_largest, mask=hole, choice=choice, scale=scale, min_size=min_size
+    )
     try:
         noted = None if demo or shape_only else record
         for outcome in restore_jobs(restorer, waiting, save_parts, noted, progress, shape_only, **options):

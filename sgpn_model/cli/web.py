@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", default="default", metavar="NAME|FILE", help="weights that ship, or a checkpoint")
     add("--port", help="of the address http://127.0.0.1:N (default: the first free one from 7860 on)")
     add("--max-megabytes", default=50, help="largest file that is taken")
-    add("--max-megapixels", default=64, help="largest photo that is restored")
+    add("--max-megapixels", default=64, help="largest photo that comes out")
     add("--max-seconds", default=300, help="longest time for the photos that are dropped at once")
     add("--max-queue", default=20, help="how many requests may wait for their turn")
     add("--keep", default=30, metavar="MINUTES", help="when pictures are deleted")

@@ -40,7 +40,7 @@ class Limits:
     """What one visitor may ask for.
 
     Attributes:
-        megabytes: of a file. megapixels: of a photo. seconds: for the photos that are dropped at once.
+        megabytes: of a file. megapixels: of a result. seconds: for the photos that are dropped at once.
         queue: how many requests may wait. minutes: after which pictures are deleted.
     """
 
@@ -69,6 +69,10 @@ class Deadline(Watcher):
         """As :meth:`Watcher.restored`."""
         self._check()
 
+    def enlarged(self, job: Job, part: float) -> None:
+        """As :meth:`Watcher.enlarged`."""
+        self._check()
+
     def _check(self) -> None:
         if time.monotonic() > self.end:
             raise Refused(f"takes longer than {self.seconds} s, the most here; try fewer or smaller photos")
@@ -90,6 +94,7 @@ def restore(
     restorer: FaceRestorer,
     photos: Sequence[str],
     fidelity: float | str,
+    scale: int,
     mask: np.ndarray | None,
     folder: Path,
     limits: Limits,
@@ -98,7 +103,8 @@ def restore(
     """Restores photos as ``sgpn restore --save-parts`` does.
 
     Args:
-        photos: paths. mask: (h, w) uint8, white where the only photo is to be filled; of any size.
+        photos: paths. scale: 1, 2 or 4, how many times larger they come out.
+        mask: (h, w) uint8, white where the only photo is to be filled; of any size.
         folder: a new folder inside it takes the results. progress: is called with a share from 0 to 1.
 
     Returns:
@@ -107,18 +113,18 @@ def restore(
     jobs, problems = [], []
     place = Path(tempfile.mkdtemp(prefix="restored-", dir=folder))
     for job in plan({Path(photo): Path() for photo in photos}, place, "auto", True):
-        megapixels = photo_bytes(job.source) / 3e6
+        megapixels = photo_bytes(job.source) / 3e6 * scale**2
         if not job.source.exists():
             problems.append(
                 f"{job.source.name}: was deleted, for it lay here for {limits.minutes} minutes; drop it again"
             )
         elif megapixels > limits.megapixels:
             problems.append(
-                f"{job.source.name}: has {megapixels:.0f} megapixels, and {limits.megapixels} are the most here; make it smaller"
+                f"{job.source.name}: comes to {megapixels:.0f} megapixels, and {limits.megapixels} are the most; make it smaller"
             )
         else:
             jobs.append(job)
-    options: dict[str, Any] = {"fidelity": fidelity}
+    options: dict[str, Any] = {"fidelity": fidelity, "scale": scale}
     if mask is not None and jobs:
         size = read_photo(jobs[0].source).bgr.shape[1::-1]
         options["mask"] = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
@@ -145,13 +151,16 @@ def pack(restored: Sequence[Restored]) -> Path:
     return path
 
 
-def preview(path: Path) -> str:
-    """A picture that any browser shows, upright and in the photo's colours, in the folder of the results."""
+def preview(path: Path, size: tuple[int, int] | None = None) -> str:
+    """A picture that any browser shows, upright and in the photo's colours; of a size (width, height) if that is given."""
     photo = read_photo(path)
-    scale = min(1.0, PREVIEW / max(photo.bgr.shape))
-    small = cv2.resize(photo.bgr, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    height, width = photo.bgr.shape[:2]
+    if size is None:
+        share = min(1.0, PREVIEW / max(height, width))
+        size = (max(1, round(width * share)), max(1, round(height * share)))
+    shown = cv2.resize(photo.bgr, size, interpolation=cv2.INTER_LINEAR if size[0] > width else cv2.INTER_AREA)
     target = Path(tempfile.mkdtemp(prefix="seen-", dir=os.environ["GRADIO_TEMP_DIR"])) / f"{path.stem}.jpg"
-    write_photo(target, Photo(small, icc_profile=photo.icc_profile))
+    write_photo(target, Photo(shown, icc_profile=photo.icc_profile))
     return str(target)
 
 
@@ -201,6 +210,7 @@ class Page:
                     fidelity = gr.Slider(
                         0, 1, 0.3, step=0.05, label="Fidelity", info="0: the restoration, 1: the photo", visible=False
                     )
+                    scale = gr.Radio([1, 2, 4], value=1, label="Enlarge", info="how many times")
                     painting = self._brush(photos) if self.fills else gr.State(None)
                     button = gr.Button("Restore", variant="primary")
                     told = gr.Markdown()
@@ -224,13 +234,17 @@ class Page:
             quick: dict[str, Any] = {"api_visibility": "private", "queue": False}
             # The mesh comes in a step of its own: gradio 6.31 loses a first one that comes with other changes.
             button.click(
-                self.press, [photos, automatic, fidelity, painting], [results, told, download, which, *shown],
+                self.press, [photos, automatic, fidelity, scale, painting], [results, told, download, which, *shown],
                 api_visibility="private", concurrency_id="networks",
             ).success(*face, **quick)  # fmt: skip
             which.input(self.show, [results, which], shown, **quick).success(*face, **quick)
             chosen.input(*face, **quick)
             gr.Button(visible=False).click(
-                self.answer, [photos, automatic, fidelity], download, api_name="restore", concurrency_id="networks"
+                self.answer,
+                [photos, automatic, fidelity, scale],
+                download,
+                api_name="restore",
+                concurrency_id="networks",
             )
         return page
 
@@ -253,31 +267,34 @@ class Page:
         except ValueError:  # the restoration will say what is wrong with it
             return None
 
-    def work(self, photos: Sequence[str] | None, automatic: bool, fidelity: float, mask: Any, progress: Any) -> tuple:
+    def work(self, photos: Sequence[str] | None, wanted: float | str, scale: int, mask: Any, progress: Any) -> tuple:
         """What was restored, and what was not; a message for the visitor where nothing was."""
         if not photos:
             raise self.gr.Error("Drop a photo first.", print_exception=False)
-        wanted = "auto" if automatic else fidelity
-        restored, problems = restore(self.restorer, photos, wanted, mask, self.folder, self.limits, progress)
+        restored, problems = restore(self.restorer, photos, wanted, scale, mask, self.folder, self.limits, progress)
         if not restored:
             raise self.gr.Error("\n".join(problems), duration=None, print_exception=False)
         return restored, problems
 
-    def answer(self, photos: list[str], automatic: bool = True, fidelity: float = 0.3) -> str:
+    def answer(self, photos: list[str], automatic: bool = True, fidelity: float = 0.3, scale: int = 1) -> str:
         """Restores photos; returns the restored photo, or a zip of several. Photos that fail are left out of it."""
-        restored, problems = self.work(photos, automatic, fidelity, None, lambda share: None)
+        wanted = "auto" if automatic else fidelity
+        restored, problems = self.work(photos, wanted, scale, None, lambda share: None)
         for problem in problems:
             self.gr.Warning(problem)
         return str(pack(restored))
 
-    def press(self, photos: list[str], automatic: bool, fidelity: float, painting: Any, progress: Any = None) -> tuple:
+    def press(
+        self, photos: list[str], automatic: bool, fidelity: float, scale: int, painting: Any, progress: Any = None
+    ) -> tuple:
         """What the button does."""
         gr = self.gr
         mask = None
         if painting and len(photos or ()) == 1 and painting["layers"]:
             painted = (painting["layers"][0][..., 3] > 127).astype(np.uint8) * 255
             mask = painted if painted.any() else None
-        restored, problems = self.work(photos, automatic, fidelity, mask, gr.Progress())
+        wanted = "auto" if automatic else fidelity
+        restored, problems = self.work(photos, wanted, scale, mask, gr.Progress())
         names = [each.job.target.name for each in restored]
         label = "Download the photo" if len(names) == 1 else f"Download {len(names)} photos"
         return (
@@ -292,8 +309,9 @@ class Page:
         """A photo before and after, and which faces were found."""
         gr = self.gr
         each = self._find(results, which)
-        before, faces = preview(each.job.source), each.done.faces
-        seen = read_photo(before).bgr.shape
+        after, faces = preview(each.job.target), each.done.faces
+        seen = read_photo(after).bgr.shape
+        before = preview(each.job.source, (seen[1], seen[0]))
         scale = max(seen) / max(read_photo(each.job.source).bgr.shape)
         boxes = []
         for number, face in enumerate(faces, 1):
@@ -302,7 +320,7 @@ class Page:
             boxes.append(((left, top, min(seen[1], round(x + half)), min(seen[0], round(y + half))), str(number)))
         numbers = [str(number) for number in range(1, len(faces) + 1)]
         return (
-            (before, preview(each.job.target)),
+            (before, after),
             (before, boxes),
             gr.Column(visible=bool(faces)),
             gr.Radio(choices=numbers, value=numbers[0] if numbers else None, visible=len(numbers) > 1),

@@ -37,10 +37,10 @@ def photo(tmp_path, face):
     return tmp_path / "mother.png"
 
 
-def ask(client, *photos):
+def ask(client, *photos, scale=1):
     from gradio_client import handle_file
 
-    return client.submit([handle_file(str(photo)) for photo in photos], True, 0.3, api_name="/restore")
+    return client.submit([handle_file(str(photo)) for photo in photos], True, 0.3, scale, api_name="/restore")
 
 
 class TestApi:
@@ -49,6 +49,9 @@ class TestApi:
         assert run(photo, "-o", "out") == 0
         assert Path(answer).name == "mother.png"
         assert Path(answer).read_bytes() == Path("out/mother.png").read_bytes()
+        larger = ask(client, photo, scale=2).result()
+        assert run(photo, "-o", "larger", "--scale", "2") == 0
+        assert Path(larger).read_bytes() == Path("larger/mother.png").read_bytes()
 
     def test_several_come_as_a_zip_and_a_broken_one_is_left_out(self, client, photo, tmp_path):
         shutil.copy(photo, tmp_path / "a.png")
@@ -63,7 +66,7 @@ class TestApi:
 
     def test_too_many_pixels_are_refused(self, client, tmp_path):
         write_picture(tmp_path / "wide.png", np.zeros((1000, 1800, 3), np.uint8))
-        with pytest.raises(Exception, match=r"wide.png: has 2 megapixels, and 1 are the most here"):
+        with pytest.raises(Exception, match=r"wide.png: comes to 2 megapixels, and 1 are the most;"):
             ask(client, tmp_path / "wide.png").result()
 
     def test_too_large_a_file_is_refused(self, client, tmp_path):
@@ -85,7 +88,7 @@ class TestApi:
         assert httpx.get(f"{place}gradio_api/file={path}").status_code in (403, 404)
         stolen = {"path": path, "meta": {"_type": "gradio.FileData"}}
         with pytest.raises(Exception, match=r"Cannot move|InvalidPath|not in|upload|occurred|Not a file|allowed"):
-            client.predict([stolen], True, 0.3, api_name="/restore")
+            client.predict([stolen], True, 0.3, 1, api_name="/restore")
 
 
 def test_only_this_computer_can_ask(place):
@@ -158,7 +161,7 @@ class TestBrowser:
 class TestWithoutServing:
     def test_what_takes_too_long_is_stopped(self, restorer, photo, tmp_path):
         limits = Limits(seconds=-1)
-        restored, problems = restore(restorer, [str(photo)], "auto", None, tmp_path, limits, print)
+        restored, problems = restore(restorer, [str(photo)], "auto", 1, None, tmp_path, limits, print)
         assert not restored and problems[0].startswith("mother.png: takes longer than -1 s")
         Deadline(60).restored(1)
         with pytest.raises(Refused):
@@ -167,7 +170,7 @@ class TestWithoutServing:
     def test_a_hole_is_filled_where_it_was_painted(self, restorer, photo, tmp_path):
         mask = np.zeros((110, 110), np.uint8)  # painted on a smaller picture of it
         mask[40:60, 50:70] = 255
-        (each,), problems = restore(restorer, [str(photo)], "auto", mask, tmp_path, LIMITS, print)
+        (each,), problems = restore(restorer, [str(photo)], "auto", 1, mask, tmp_path, LIMITS, print)
         changed = (read_photo(each.job.target).bgr != read_photo(photo).bgr).any(axis=2)
         y, x = changed.nonzero()
         assert not problems and changed[90:110, 110:130].mean() > 0.9
