@@ -1,5 +1,10 @@
 """Small stand-ins for what a restoration needs: a checkpoint with random weights, a photo, and the command with both."""
 
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before anything counts the cores: each worker has one of its own
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 

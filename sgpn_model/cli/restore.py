@@ -246,7 +246,9 @@ def run(
     )
     try:
         noted = None if demo or shape_only else record
-        for outcome in restore_jobs(restorer, waiting, save_parts, noted, progress, shape_only, **options):
+        for outcome in restore_jobs(
+            restorer, waiting, save_parts, noted, progress, shape_only, scale, min_size, **options
+        ):
             for line in summary.add(waiting[outcome.index], outcome):
                 tqdm.write(f"sgpn: {line}", file=sys.stderr)
             progress.finished(waiting[outcome.index])
