@@ -56,6 +56,7 @@ PARSE = None  # in place of arguments: the command is not run
 # The first rule whose pattern is found in a command counts: what is added to its arguments, or PARSE, and why.
 RULES = [
     (r"\b(pip|pytest)\b", PARSE, "installs or tests the whole project; .ci/run does"),
+    (r"^mkdocs", PARSE, "a server; .ci/run builds the site"),
     (r"^tensorboard|^python other_method", PARSE, "another project's command"),
     (r"^torchrun", PARSE, "eight GPUs; the tests of the training loop run two processes"),
     (r"^sgpn bench", PARSE, "minutes; tests/sgpn_model/cli/test_bench.py runs each at small size"),
