@@ -74,6 +74,12 @@ def test_turn_a_face(ran):
     assert len(mesh.faces) > 1000 and 0.1 < mesh.extents[1] < 0.4  # metres
 
 
+def test_nearly_lost_face(ran):
+    folder, _ = ran("nearly_lost_face")
+    picture = cv2.imread(str(folder / "nearly_lost.jpg"))
+    assert picture.shape[1] > 4 * 256 and picture.std() > 40
+
+
 def test_enlarge_four_times(ran):
     folder, told = ran("enlarge_four_times")
     bicubic, restored = (float(found) for found in re.findall(r"([\d.]+) dB", told))
