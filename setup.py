@@ -104,6 +104,7 @@ setup(
         "facexlib>=0.3.0",
         "filelock>=3.25",
         "gdown>=6.5",
+        "jinja2>=3.1",
         "mmengine>=0.10",
         "opencv-python>=4.8",
         "numpy>=1.26",

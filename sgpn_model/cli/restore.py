@@ -108,6 +108,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="restore nothing; write only crops, renderings and 3D meshes to OUT/parts",
     )
+    add(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="also write what became of each photo: a page (.html) with each before and after, or .json",
+    )
     add("--ext", default="auto", choices=("auto", "png", "jpg"), help="format of the results (default: the photo's)")
     add("--demo", action="store_true", help="degrade scikit-image's astronaut and restore it")
     parser.set_defaults(run=functools.partial(run, parser.error))
@@ -130,6 +136,7 @@ def run(
     min_size: int,
     save_parts: bool,
     shape_only: bool,
+    report: Path | None,
     ext: str,
     demo: bool,
     aligned: bool,
@@ -148,7 +155,7 @@ def run(
         faces, min_face, max_face, min_score: see :class:`sgpn_data.detection.FaceChoice`.
         scale, min_size: see :func:`sgpn_model.restore.album.scale_for`.
         save_parts: write crops, renderings, masks, sheets and meshes too. shape_only: of these the shape's, and nothing else.
-        ext: of the results, see :func:`.album.plan`.
+        report: see :class:`sgpn_model.restore.album_report.AlbumReport`. ext: of the results, see :func:`.album.plan`.
         demo: restore a degraded picture of the astronaut that comes with scikit-image; there are no inputs then.
         threads: of the networks; None is as many as cores are free.
         aligned, only_largest: of ``FaceRestorer.restore``. building: what ``FaceRestorer.from_pretrained`` takes.
@@ -170,6 +177,8 @@ def run(
             "--scale, --min-size and --background go neither with --mask (enlarge the filled photo in a second step) nor with "
             "--shape-only"
         )
+    if report is not None and (shape_only or report.suffix.lower() not in (".html", ".json")):
+        usage_error("--report takes the name of a .html or .json file, and goes without --shape-only")
     if max_face is not None and max_face < min_face:
         usage_error(f"--max-face {max_face} is smaller than --min-face {min_face}")
     from sgpn_model.config.device import FreeCores
@@ -186,6 +195,7 @@ def run(
     from sgpn_data.photos import take_large_photos
     from sgpn_model.cli.progress import Progress
     from sgpn_model.restore.album import restore_jobs
+    from sgpn_model.restore.album_report import AlbumReport
     from sgpn_model.restore.record import Record
     from sgpn_model.restore.restorer import FaceRestorer
     from sgpn_model.weights.pretrained import find_weights
@@ -210,13 +220,14 @@ def run(
         "modelled" if shape_only else "restored" if mask is None else "filled", verbose, enlarges=enlarges
     )
     record = Record(folder, settings)
-    waiting = []
+    waiting, finished = [], []
     for job in jobs:
         done = None if overwrite or shape_only else record.find(job.source, job.target)
         if done is None:
             waiting.append(job)
             continue
         summary.before += 1
+        finished.append((job, done))
         if record.is_changed(job.target):
             print(f"sgpn: warning: {job.target}: was changed since it was restored; left as it is", file=sys.stderr)
         if verbose or dry_run:
@@ -229,7 +240,17 @@ def run(
         return 0
     if demo:
         waiting = [_demo_job(folder, ext)]
-    elif not waiting:
+    told = None
+    if report is not None:
+        _keep_apart(report, inputs, recursive, folder)
+        told = AlbumReport(
+            report, [(job.source, job.target) for job in (waiting if demo else jobs)], {"weights": building["weights"]}
+        )
+        for job, done in finished:
+            told.add(job.target, "before", [f"warning: {remark}" for remark in done.remarks], done)
+    if not waiting:
+        if told is not None:
+            told.write()
         print(f"{_count(len(jobs), 'photo')} done before (--overwrite does them again): results in {folder}")
         return 0
     restorer = FaceRestorer.from_pretrained(**building, threads=threads or free.count())
@@ -241,19 +262,26 @@ def run(
     progress = Progress(
         waiting, len(waiting) == 1 and not restorer.background.is_network, restorer.background.is_network
     )
-    options: dict[str, Any] = dict(
-        aligned=aligned, only_largest=only_largest, mask=hole, choice=choice, scale=scale, min_size=min_size
-    )
+    options: dict[str, Any] = dict(aligned=aligned, only_largest=only_largest, mask=hole, choice=choice)
+    options |= dict(scale=scale, min_size=min_size, report=told)
     try:
         noted = None if demo or shape_only else record
-        for outcome in restore_jobs(
-            restorer, waiting, save_parts, noted, progress, shape_only, scale, min_size, **options
-        ):
-            for line in summary.add(waiting[outcome.index], outcome):
+        for outcome in restore_jobs(restorer, waiting, save_parts, noted, progress, shape_only, **options):
+            job = waiting[outcome.index]
+            lines = summary.add(job, outcome)
+            for line in lines:
                 tqdm.write(f"sgpn: {line}", file=sys.stderr)
-            progress.finished(waiting[outcome.index])
+            if told is not None:
+                done = None if outcome.error else outcome.result
+                told.add(
+                    job.target, "failed" if done is None else "restored" if done.faces else "unchanged", lines, done
+                )
+            progress.finished(job)
     finally:
         progress.close()
+        if told is not None:
+            told.write()
+            print(f"report: {told.path}")
     print(f"{summary}: results in {folder}" if summary.failed < len(waiting) else f"{summary}: no results")
     return 1 if summary.failed or summary.failed_faces else 0
 
@@ -275,6 +303,17 @@ def _plan(
     if is_file:
         return output.parent, plan_file(photos, output, ext)
     return output, plan(photos, output, ext, save_parts or shape_only)
+
+
+def _keep_apart(report: Path, inputs: Sequence[str], recursive: bool, results: Path) -> None:
+    """Refuses a report whose pictures the next run would take for photos."""
+    from sgpn_model.restore.album import InputError
+
+    place = report.resolve().parent
+    if recursive and results.resolve() not in (place, *place.parents):
+        for folder in (Path(path).resolve() for path in inputs if Path(path).is_dir()):
+            if folder in (place, *place.parents):
+                raise InputError(f"{report}: lies inside {folder}, where -r would find its pictures; put it elsewhere")
 
 
 def _cannot_fill(weights: str, task: str) -> "InputError":

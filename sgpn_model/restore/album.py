@@ -27,6 +27,7 @@ from sgpn_data.photos import (
     write_picture,
 )
 from sgpn_data.sheet import labelled_grid
+from sgpn_model.restore.album_report import AlbumReport
 from sgpn_model.restore.background import SCALES
 from sgpn_model.restore.record import Done, FaceNote, Record, Stamp
 from sgpn_model.restore.restorer import BATCH_SIZE, FaceRestorer, PreparedPhoto, RestoredFace, RestoreResult
@@ -275,6 +276,7 @@ def restore_jobs(
     shape_only: bool = False,
     scale: int = 1,
     min_size: int = 0,
+    report: AlbumReport | None = None,
     **options,
 ) -> Iterator[Outcome[Done]]:
     """Restores and writes photos, several at a time; yields an outcome for each, in order.
@@ -283,7 +285,7 @@ def restore_jobs(
         save_parts: also write each face's pictures and mesh, into a folder ``parts`` beside the results.
         shape_only: write only what :func:`save_faces` writes of a face's shape, and restore nothing.
         record: where each result is noted as soon as it is written. watcher: is told of the work.
-        scale, min_size: see :func:`scale_for`. options: as of ``FaceRestorer.prepare``.
+        scale, min_size: see :func:`scale_for`. report: gets the pictures. options: as of ``FaceRestorer.prepare``.
     """
     watcher = watcher or Watcher()
     stopped = threading.Event()  # making a background takes minutes, which nobody waits for who has stopped
@@ -326,7 +328,12 @@ def restore_jobs(
             result = RestoreResult(opened.photo.bgr, sound, failed=[face for face in opened.faces if face.failed])
             remarks = opened.photo.remarks
         else:
+            if report is not None:
+                notes = [note_of(face) for face in opened.faces if not face.failed]
+                report.picture(job.target, "before", opened.photo.bgr, notes)
             result = restorer.finish(opened.prepared, in_place=True, tell=tell)
+            if report is not None:
+                report.picture(job.target, "after", result.image, notes, opened.prepared.scale)
             photo = replace(opened.photo, bgr=result.image, scale=opened.prepared.scale)
             changed = bool(result.faces) or opened.prepared.scale > 1 or restorer.background.is_network
             remarks = photo.remarks + _write(job, photo, changed)
