@@ -213,7 +213,8 @@ ul.told { padding-left: 1.1rem; margin: .6rem 0 0; overflow-wrap: anywhere; }
 </head>
 <body>
 <h1>Restored photos</h1>
-<p class="about">Faces: {{ faces }}, photos: {{ cards|length }}, {{ seconds }} s{% for name, value in about.items() %} · {{ name }}: {{ value }}{% endfor %}</p>
+<p class="about">Faces: {{ faces }}, photos: {{ cards|length }}, {{ seconds }} s
+{% for name, value in about.items() %} · {{ name }}: {{ value }}{% endfor %}</p>
 <ul class="counts">{% for state, count in counts.items() %}<li>{{ count }} {{ state }}</li>{% endfor %}</ul>
 {% for card in cards %}
 <article class="{{ card.row.state }}">
