@@ -272,6 +272,9 @@ def run(
             for line in lines:
                 tqdm.write(f"sgpn: {line}", file=sys.stderr)
             if told is not None:
+                lines = [
+                    line for line in lines if line.startswith(("warning", "error"))
+                ]  # the rest is on the page anyway
                 done = None if outcome.error else outcome.result
                 told.add(
                     job.target, "failed" if done is None else "restored" if done.faces else "unchanged", lines, done
