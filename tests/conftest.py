@@ -7,6 +7,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before anything counts the cores: eac
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from oracles.tiny_weights import write_tiny_weights
 
@@ -53,8 +54,12 @@ def face(astronaut):
 
 @pytest.fixture(scope="session")
 def bundle(tiny_weights, tmp_path_factory):
-    """A bundle of tiny random weights."""
+    """A bundle of tiny random weights, made once for all workers."""
     pytest.importorskip("onnxscript", reason="export needs the packages onnx and onnxscript")
     from sgpn_model.restore.exporter import export
+    from sgpn_model.weights.bundle import read_bundle
 
-    return export(tiny_weights, tmp_path_factory.mktemp("bundle"))
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if os.environ.get("PYTEST_XDIST_WORKER") is None else base.parent) / "bundle"
+    with FileLock(f"{folder}.lock"):
+        return read_bundle(folder) if folder.exists() else export(tiny_weights, folder)

@@ -26,9 +26,9 @@ def process_settings():
 @pytest.mark.parametrize(
     ("area", "count"),
     [
-        (Photos, 250),
-        (OptionFiles, 30),
-        (Checkpoints, 20),
+        (Photos, 100),
+        (OptionFiles, 15),
+        (Checkpoints, 10),
         (Folders, 8),
     ],
 )

@@ -16,7 +16,7 @@ from sgpn_model.config.reading import read_options
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = sorted((ROOT / "options").rglob("*.yml"))
-MUTATIONS = 2500
+MUTATIONS = 1000
 # Sections whose keys are names that the user chooses, and text that may be any text.
 FREE_NAMES = {"losses", "restorers"}
 # Of the numbers, those that are whole (others may be written without a point too), and those that are at most 1.
