@@ -145,7 +145,7 @@ def paste_face(
         move = functools.partial(warp, matrix=to_strip, size=canvas, border="replicate", interpolation=cv2.INTER_CUBIC)
         moved = with_detail(face, crop, keep, strip, move, noise)[ours].astype(np.float32)
         weight = warp(mask, to_strip, canvas, "constant")[ours, :, None]
-        behind = strip[ours] if seen is result else result[start:stop, left:right]
+        behind = result[start:stop, left:right]
         result[start:stop, left:right] = to_levels(behind + weight * (moved - behind))
     return result
 

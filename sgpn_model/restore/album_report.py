@@ -18,7 +18,6 @@ from sgpn_arch.files import write_atomically
 from sgpn_data.photos import ImageError, read_photo, write_picture
 from sgpn_model.restore.record import Done, FaceNote
 
-SUFFIXES = (".html", ".json")
 PREVIEW, CLOSE_UP = 720, 200  # longest side of a photo's picture, side of a face's, in pixels
 MOST_FACES = 8  # of a photo that are shown close up, the largest
 AROUND = 1.7  # sides of a close-up in those of the face's box
@@ -77,7 +76,7 @@ class AlbumReport:
         """
         if not self.has_pictures:
             return
-        write_picture(self._picture(result, moment), _fitted(bgr, PREVIEW))
+        write_picture(self._picture(result, moment), fitted(bgr, PREVIEW))
         for number, face in enumerate(faces[:MOST_FACES]):
             write_picture(self._picture(result, f"{moment}_{number}"), _close_up(bgr, face, scale))
 
@@ -160,7 +159,7 @@ class AlbumReport:
         return quote(Path(os.fsencode(relative).decode(errors="surrogateescape")).as_posix(), errors="surrogateescape")
 
 
-def _fitted(bgr: np.ndarray, longest: int) -> np.ndarray:
+def fitted(bgr: np.ndarray, longest: int) -> np.ndarray:
     """A picture with no side longer than that."""
     factor = longest / max(bgr.shape[:2])
     if factor >= 1:

@@ -17,6 +17,7 @@ import numpy as np
 
 from sgpn_data.photos import READ_SUFFIXES, Photo, photo_bytes, read_photo, write_photo
 from sgpn_model.restore.album import PARTS, Job, Watcher, plan, restore_jobs
+from sgpn_model.restore.album_report import fitted
 from sgpn_model.restore.record import Done
 from sgpn_model.restore.restorer import FaceRestorer
 
@@ -154,11 +155,11 @@ def pack(restored: Sequence[Restored]) -> Path:
 def preview(path: Path, size: tuple[int, int] | None = None) -> str:
     """A picture that any browser shows, upright and in the photo's colours; of a size (width, height) if that is given."""
     photo = read_photo(path)
-    height, width = photo.bgr.shape[:2]
     if size is None:
-        share = min(1.0, PREVIEW / max(height, width))
-        size = (max(1, round(width * share)), max(1, round(height * share)))
-    shown = cv2.resize(photo.bgr, size, interpolation=cv2.INTER_LINEAR if size[0] > width else cv2.INTER_AREA)
+        shown = fitted(photo.bgr, PREVIEW)
+    else:
+        larger = size[0] > photo.bgr.shape[1]
+        shown = cv2.resize(photo.bgr, size, interpolation=cv2.INTER_LINEAR if larger else cv2.INTER_AREA)
     target = Path(tempfile.mkdtemp(prefix="seen-", dir=os.environ["GRADIO_TEMP_DIR"])) / f"{path.stem}.jpg"
     write_photo(target, Photo(shown, icc_profile=photo.icc_profile))
     return str(target)
