@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sgpn_arch.errors import OptionError
 from sgpn_arch.files import package_folder
@@ -26,6 +27,8 @@ STAGES = (
 )  # fmt: skip
 # The last block of each resolution: 16 channels at 1/2, 24 at 1/4, 40 at 1/8, 112 at 1/16, 320 at 1/32.
 TAPS, WIDTHS = (0, 2, 4, 10, 15), (16, 24, 40, 112, 320)
+# The normalisation after each convolution, in a block and before the first.
+NORMED = (("_conv_stem", "_bn0"), ("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
 
 
 class SamePadded(nn.Conv2d):
@@ -88,11 +91,20 @@ class EfficientNetFeatures(nn.Module):
             self.load_state_dict(kept, assign=True)  # so that a network without memory for its weights gets them too
         except (CheckpointError, RuntimeError, AttributeError) as error:
             raise OptionError(f"weights: {path}: is not {FILE_NAME}: {error}") from error
-        self.eval().requires_grad_(False)
+        self._fold()
+        self.requires_grad_(False)
 
-    def train(self, mode: bool = True) -> "EfficientNetFeatures":
-        """Stays in evaluation mode: the statistics of its batch normalisation are ImageNet's."""
-        return super().train(False)
+    def _fold(self) -> None:
+        """Makes each normalisation, whose statistics are ImageNet's, a part of the convolution before it, and the channels of a
+        place neighbours in memory. Together they halve the time of a loss and its gradient on a CPU.
+        """
+        self.eval()
+        for part in (self, *self._blocks):
+            for conv, norm in NORMED:
+                if hasattr(part, conv):
+                    setattr(part, conv, fuse_conv_bn_eval(getattr(part, conv), getattr(part, norm)))
+                    setattr(part, norm, nn.Identity())
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """See the class."""
