@@ -22,6 +22,7 @@ FORMATS = ["imagecodecs>=2024.1.1", "pillow-heif>=0.16"]  # photos of more kinds
 ONNX = ["onnx>=1.17", "onnxruntime>=1.18", "onnxscript>=0.5"]
 OPENVINO = ["openvino>=2024.4"]
 VIDEO = ["av>=14"]
+BULK = ["ray[data]>=2.60,<2.64"]  # 2.64 is to lose the way in which bulk/job.py says how often a call is tried
 WEB = ["gradio>=6"]
 # ruff: mkdocstrings breaks long signatures with it.
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings-python>=2", "ruff>=0.6"]
@@ -126,6 +127,7 @@ setup(
         "metrics": METRICS,
         "formats": FORMATS,
         "video": VIDEO,
+        "bulk": BULK,
         "background": BACKGROUND,
         "web": WEB,
         "onnx": ONNX,

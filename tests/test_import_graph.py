@@ -27,7 +27,8 @@ ROOMS = {
     "train": {"config", "weights"},
     "evaluate": {"config", "weights", "restore", "train"},
     "web": {"restore"},
-    "cli": {"config", "weights", "restore", "train", "evaluate", "web"},
+    "bulk": {"config", "restore"},
+    "cli": {"config", "weights", "restore", "train", "evaluate", "web", "bulk"},
 }
 VAGUE = {"test", "common", "names", "loading", "compiled", "utils", "helpers", "misc"}
 FOLDERS = {"sgpn_arch": "sgpn_arch", "data": "sgpn_data", "sgpn_model": "sgpn_model"}

@@ -11,6 +11,7 @@ from sgpn_arch.errors import OptionError, UserError, nearest
 # Command -> its file, which has add_arguments(parser) and run(**options). Files import what they run when it runs.
 COMMANDS = {
     "restore": ("restore", "restore the faces in photos"),
+    "bulk": ("bulk", "restore the photos of an archive, on many machines"),
     "video": ("film", "restore the faces in a film"),
     "web": ("web", "restore photos on a page in the browser"),
     "align": ("align", "cut the faces out of photos, to train on them"),

@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from sgpn_arch.ranges import Count, Fraction
-from sgpn_model.cli.arguments import add_detector, add_device, add_engine, typed
+from sgpn_model.cli.arguments import add_restoring, add_results, face_choice, settings_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,63 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="tell the engine, and of each photo its faces, their sizes, seconds",
     )
-    add("--aligned", action="store_true", help="the photos are aligned square faces; write the restored crops")
     add(
         "--mask",
         metavar="MASK",
         help="fill the photo where this picture of the same size is white; the rest stays unchanged",
     )
-    add("--weights", default="default", metavar="NAME|FILE", help="name of weights that ship, or a checkpoint file")
-    add_device(parser, "auto")
-    add_engine(parser)
-    add_detector(parser)
-    add(
-        "--precision",
-        default="auto",
-        choices=("auto", "fp32", "bf16", "fp16"),
-        help="numbers that the network computes with: fp32; bf16, at most 2 of 255 grey levels off on the demo's face (PSNR "
-        "against fp32: 54 dB, 64 dB in the photo); fp16 (CUDA only); auto: what the device multiplies in hardware (default)",
-    )
-    add(
-        "--fidelity",
-        type=typed(Fraction | Literal["auto"]),
-        default="auto",
-        metavar="W",
-        help="how much of the photo to keep, from 0 (the restoration) to 1 (the photo); auto, the default, is the restoration "
-        "with the photo's finer detail, but not its noise",
-    )
-    add("--only-largest", action="store_true", help="restore only the largest face of each photo")
-    add("--faces", type=typed(Count), metavar="N", help="restore at most so many faces of each photo, the largest ones")
-    add("--min-face", type=typed(Count), default=0, metavar="PIXELS", help="leave smaller faces as they are")
-    add("--max-face", type=typed(Count), metavar="PIXELS", help="leave larger faces as they are, such as sharp ones")
-    add(
-        "--min-score",
-        type=typed(Fraction),
-        default=0.0,
-        metavar="SCORE",
-        help="leave alone what the detector is less sure of, from 0 to 1",
-    )
-    add(
-        "--scale",
-        type=int,
-        default=1,
-        choices=(1, 2, 4),
-        help="how many times larger the photos come out; faces are pasted at that size",
-    )
-    add(
-        "--min-size",
-        type=typed(Count),
-        default=0,
-        metavar="PIXELS",
-        help="enlarge photos whose longer side is shorter, twice or four times",
-    )
-    add(
-        "--background",
-        default="lanczos",
-        metavar="NAME|FILE",
-        help="what enlarges the rest of the photo: lanczos, a kernel (default); none, which repeats pixels; realesrgan, a "
-        "network that takes minutes a megapixel on a CPU (extra 'background'); or a file of weights that spandrel knows",
-    )
+    add_restoring(parser)
     add("--save-parts", action="store_true", help="write crops, renderings, masks, sheets and 3D meshes to OUT/parts")
     add(
         "--shape-only",
@@ -114,14 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="also write what became of each photo: a page (.html) with each before and after, or .json",
     )
-    add("--ext", default="auto", choices=("auto", "png", "jpg"), help="format of the results (default: the photo's)")
-    add(
-        "--depth",
-        type=int,
-        default=8,
-        choices=(8, 16),
-        help="bits of the results: with 16, PNGs keep those of photos that have 16 (write TIFFs and PNGs with --ext png)",
-    )
+    add_results(parser)
     add("--demo", action="store_true", help="degrade scikit-image's astronaut and restore it")
     parser.set_defaults(run=functools.partial(run, parser.error))
 
@@ -188,8 +129,7 @@ def run(
         )
     if report is not None and (shape_only or report.suffix.lower() not in (".html", ".json")):
         usage_error("--report takes the name of a .html or .json file, and goes without --shape-only")
-    if max_face is not None and max_face < min_face:
-        usage_error(f"--max-face {max_face} is smaller than --min-face {min_face}")
+    choice = face_choice(usage_error, faces, min_face, max_face, min_score)
     from sgpn_model.config.device import FreeCores
 
     free = FreeCores()
@@ -200,30 +140,22 @@ def run(
 
     from sgpn_arch.files import sha256_of
     from sgpn_arch.inference.memory import keep_freed_memory, return_freed_memory
-    from sgpn_data.detection import FaceChoice
     from sgpn_data.photos import take_large_photos
     from sgpn_model.cli.progress import Progress
     from sgpn_model.restore.album import restore_jobs
     from sgpn_model.restore.album_report import AlbumReport
     from sgpn_model.restore.record import Record
     from sgpn_model.restore.restorer import FaceRestorer
-    from sgpn_model.weights.pretrained import find_weights
 
     if shape_only:
         import trimesh  # noqa: F401  (before any work: it is what writes them)
     folder, jobs = _plan(inputs, recursive, Path(output), ext, save_parts, shape_only)
     take_large_photos()
     hole = None if mask is None else _read_mask(mask, jobs)
-    choice = FaceChoice(faces, min_face, float("inf") if max_face is None else max_face, min_score)
-    settings = {
-        "version": version("sgpn"),
-        "weights": sha256_of(find_weights(building["weights"])),
-        "mask": mask and sha256_of(mask),
-        **{name: building[name] for name in ("detector", "precision", "fidelity", "engine", "background")},
-        **dict(choice=str(choice), save_parts=save_parts, aligned=aligned, only_largest=only_largest),
-        **dict(scale=scale, min_size=min_size, depth=depth),
-        "network": sha256_of(building["background"]) if Path(building["background"]).is_file() else None,
-    }
+    settings = settings_of(
+        building, choice, scale, min_size, depth, aligned=aligned, only_largest=only_largest, save_parts=save_parts
+    )
+    settings |= {"version": version("sgpn"), "mask": mask and sha256_of(mask)}
     enlarges = scale > 1 or min_size > 0 or building["background"] not in ("lanczos", "none")
     summary = Summary(
         "modelled" if shape_only else "restored" if mask is None else "filled", verbose, enlarges=enlarges

@@ -65,7 +65,7 @@ class FreeCores:
     def count(self) -> int:
         """At least 1, and at most the cores that this process may use."""
         begin, busy, own = self._begin
-        may = _usable_cores()
+        may = usable_cores()
         if busy is None:
             return may
         time.sleep(max(0.0, self.SHORTEST - (time.monotonic() - begin)))
@@ -74,7 +74,7 @@ class FreeCores:
         return max(1, min(may, round((os.cpu_count() or 1) - others)))
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
     """Cores that this process may use: its affinity, and the limit of its container."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:

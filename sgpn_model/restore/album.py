@@ -268,6 +268,9 @@ class Watcher:
     def enlarged(self, job: Job, part: float) -> None:
         """So much of a photo's background is made, 0..1."""
 
+    def pasted(self, job: Job, faces: Sequence[RestoredFace]) -> None:
+        """These faces of a photo are restored, and its result is written."""
+
 
 def restore_jobs(
     restorer: FaceRestorer,
@@ -344,6 +347,7 @@ def restore_jobs(
             photo = replace(opened.photo, bgr=result.image, scale=opened.prepared.scale, deep=kept)
             changed = bool(result.faces) or opened.prepared.scale > 1 or restorer.background.is_network
             remarks = photo.remarks + _write(job, photo, changed)
+        watcher.pasted(job, result.faces)
         if save_parts or shape_only:
             save_faces(result.faces, job.target.parent / PARTS, job.name)
         failed = [(note.x, note.y) for note in map(note_of, result.failed)]

@@ -151,7 +151,7 @@ class TestFreeCores:
             monkeypatch.setattr(device, "_busy_seconds", lambda: next(told))
             monkeypatch.setattr(device.os, "times", lambda: next(times))
             monkeypatch.setattr(device.os, "cpu_count", lambda: 8)
-            monkeypatch.setattr(device, "_usable_cores", lambda: 6)
+            monkeypatch.setattr(device, "usable_cores", lambda: 6)
             return device.FreeCores().count()
 
         return count
@@ -168,7 +168,7 @@ class TestFreeCores:
 
 def test_where_the_system_tells_nothing_all_cores_are_free(monkeypatch):
     monkeypatch.setattr(device, "_busy_seconds", lambda: None)
-    assert device.FreeCores().count() == device._usable_cores()
+    assert device.FreeCores().count() == device.usable_cores()
 
 
 def test_nothing_of_pytorch_is_imported(bundle, tmp_path):
