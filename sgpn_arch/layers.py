@@ -72,9 +72,14 @@ def quick_layout(x: torch.Tensor) -> torch.Tensor:
 
 
 def within_patches(image: torch.Tensor, patch: int) -> torch.Tensor:
-    """(N, C, H, W) -> how each pixel differs from the mean of its square of ``patch`` by ``patch`` pixels; the same shape."""
-    mean = functional.avg_pool2d(image, patch)
-    return image - functional.interpolate(mean, scale_factor=patch, mode="nearest")
+    """RGB (N, 3, H, W) -> how much lighter each pixel is than the mean of its square of ``patch`` by ``patch`` pixels; the same
+    for all three colours. What colours alone do within a square is left out: in a photo that is mostly noise, and JPEG seldom
+    keeps it. (Rec. 601's weights.)
+    """
+    red, green, blue = image.split(1, dim=1)
+    light = 0.299 * red + 0.587 * green + 0.114 * blue
+    mean = functional.avg_pool2d(light, patch)
+    return (light - functional.interpolate(mean, scale_factor=patch, mode="nearest")).expand_as(image)
 
 
 class PixelNorm(nn.Module):

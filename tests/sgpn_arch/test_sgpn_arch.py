@@ -148,8 +148,8 @@ def test_a_patch_of_pixels_is_one_place_of_the_finest_maps(patch):
     _decode(network.decoder, w, parts[0][0], parts[1][0])
     colours = last.conv(made["x"], w) + last.bias
     picture = colours.reshape(2, 3, patch, patch, 64, 64) + squares(last.upsample(made["before"]))
-    own = squares(lq)
-    picture = picture + own - own.mean(dim=(2, 3), keepdim=True)
+    light = squares((lq * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True).expand_as(lq))
+    picture = picture + light - light.mean(dim=(2, 3), keepdim=True)
     image, masks = network(lq, render, coeffs, return_masks=True)
     torch.testing.assert_close(squares(image), picture, atol=1e-5, rtol=1e-4)
     assert list(masks) == [8, 16, 32, 64] and masks[64][0].shape[-1] == 64

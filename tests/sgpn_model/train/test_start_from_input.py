@@ -141,11 +141,24 @@ def test_a_grown_network_does_what_the_small_one_did(small, tmp_path):
     assert (found - wanted)[inner].abs().mean() < 0.1 * wanted[inner].abs().mean()
 
 
-@pytest.mark.parametrize("channels", [8, 30])
+def enlarged(image):
+    """Each pixel as a square of four."""
+    return image.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+def light_of(photo):
+    """(N, 3, H, W) -> (N, 1, H, W), by Rec. 601."""
+    return (photo * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("channels", [8, 30, 32])
 def test_a_network_grown_by_a_patch_gives_each_of_four_pixels_what_the_small_one_gives_their_mean(
     small, tmp_path, channels
 ):
-    """Exactly, where only the finest scale makes colours; 30 channels of that scale are four more than the small one's 26."""
+    """Exactly, where only the finest scale makes colours, to what the photo shows but for how colours vary among the four.
+
+    30 and 32 channels of that scale are four and six more than the small one's 26.
+    """
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():  # as trained: nothing is zero that counts
         for value in [*small.encoder.parameters(), *small.decoder.convs.parameters()]:
@@ -156,12 +169,27 @@ def test_a_network_grown_by_a_patch_gives_each_of_four_pixels_what_the_small_one
     grow(large, saved(small, tmp_path / "small.safetensors"))
     photo, render = (torch.rand(2, 3, 128, 128, generator=generator) * 2 - 1 for _ in range(2))
     coeffs = torch.randn(2, 5, generator=generator)
+    light = light_of(photo)
     with torch.no_grad():
-        found = large(photo, render, coeffs) - photo
         halves = [F.avg_pool2d(image, 2) for image in (photo, render)]
         correction = small(*halves, coeffs) - halves[0]
-    assert (found - correction.repeat_interleave(2, 2).repeat_interleave(2, 3)).abs().max() < 1e-4
+        found = large(photo, render, coeffs) - enlarged(halves[0]) - (light - enlarged(F.avg_pool2d(light, 2)))
+    assert (found - enlarged(correction)).abs().max() < 1e-4
     assert correction.abs().mean() > 0.01
+
+
+def test_a_network_grown_by_a_patch_sees_how_light_varies_within_a_square(small, tmp_path):
+    large = build_network({**OPTIONS, "size": 128, "patch": 2, "min_channels": 32}).eval()
+    grow(large, saved(small, tmp_path / "small.safetensors"))
+    photo = inputs(128)[0]
+    light = light_of(photo)[:, 0]
+    one, two, three, four = light[:, ::2, ::2], light[:, ::2, 1::2], light[:, 1::2, ::2], light[:, 1::2, 1::2]
+    differences = torch.stack([one - two + three - four, one + two - three - four, one - two - three + four], dim=1)
+    wanted = 2**0.5 * F.leaky_relu(torch.cat([differences, -differences], dim=1), 0.2)
+    with torch.no_grad():
+        found = large.encoder.stages[0](F.pixel_unshuffle(photo, 2))
+    torch.testing.assert_close(found[:, 26:32], wanted, atol=1e-5, rtol=1e-4)
+    assert wanted.abs().mean() > 0.01
 
 
 def test_only_a_network_of_half_the_size_grows(small, tmp_path):
