@@ -20,11 +20,16 @@ OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci"}
 def open_url(url: str) -> tuple[Any, str]:
     """The file system of a URL or path, and the path on it.
 
+    Two colons chain URLs, as in ``zip://a.jpg::s3://archive/1950.zip``; without a second URL they belong to a file's name.
+
     Raises:
         InputError: the URL's kind is unknown, or needs a package that is not installed.
     """
+    first, _, rest = url.partition("::")
     try:
-        system, path = fsspec.url_to_fs(url)
+        system, path = fsspec.url_to_fs(url if "://" in rest else first)
+        if rest and "://" not in rest:  # fsspec would take the name up to the colons: findings/fsspec_colons.sh
+            path = system._strip_protocol(url)
     except (ValueError, ImportError) as error:
         raise InputError(f"{url}: cannot be opened: {error}") from error
     return system, path
@@ -34,15 +39,15 @@ class Folder:
     """A folder that files are written to; it can be pickled.
 
     Attributes:
-        url: as it was given. system: fsspec's file system. path: of the folder on it. local: the folder, where it is one of
-            this machine, else None.
+        url: as it was given; of a folder of this machine its whole path, as workers may run elsewhere.
+        system: fsspec's file system. path: of the folder on it. local: the folder, where it is one of this machine, else None.
     """
 
     def __init__(self, url: str):
-        self.url = url
         self.system, path = open_url(url)
         self.path = path.rstrip("/")
         self.local = Path(self.path) if isinstance(self.system, LocalFileSystem) else None
+        self.url = self.path if self.local else url.rstrip("/")
 
     def place(self, name: str) -> str:
         """The path of a file in it."""

@@ -101,7 +101,7 @@ class Bulk:
         table.agree(self.settings)
         run = table.next_run()
         failed_from = run if self.retry_failed else 0
-        work = Work(self.destination, run, prefix, self.ext, self.building, self.options, folder)
+        work = Work(destination.url, run, prefix, self.ext, self.building, self.options, folder)
         for chunk in (self.chunk, 1):
             if self._pass(photos, replace(work, done=table.done(failed_from)), chunk, tally):
                 break
@@ -121,7 +121,7 @@ class Bulk:
             manifest = Manifest(self.source, self.column)
             return manifest if manifest.has_bytes else manifest.photos(), "", ""
         folder = Folder(self.source)
-        return list_photos(folder, destination), folder.told(""), self.source
+        return list_photos(folder, destination), folder.told(""), folder.url
 
     def _pass(self, photos: pa.Table | Manifest, work: Work, chunk: int, tally: Tally) -> bool:
         """Sends what is not done to the workers, in chunks; whether all of it came back."""
@@ -179,12 +179,15 @@ class Bulk:
         if ray.is_initialized():
             return
         quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-        if self.address:
-            ray.init(self.address, **quiet)
-        else:
+        if not self.address:
             # One core more by Ray's account, so that what goes to the workers need not wait for them.
             cores = max(usable_cores(), (self.workers or 0) * self.cores) + 1
-            ray.init(num_cpus=cores, include_dashboard=False, **quiet)
+            quiet |= {"num_cpus": cores, "include_dashboard": False}
+        try:
+            ray.init(self.address or "local", **quiet)
+        except Exception as error:  # it raises that itself
+            where = f"cannot join the cluster {self.address}" if self.address else "cannot start on this machine"
+            raise BulkError(f"Ray {where}: {error}") from error
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
     def _pool(self, work: Work) -> tuple[ray.data.ActorPoolStrategy, dict[str, float]]:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.dataset
 
 from sgpn_data.photos import READ_SUFFIXES, WRITE_SUFFIXES
-from sgpn_model.bulk.folders import Folder, open_url
+from sgpn_model.bulk.folders import Folder
 from sgpn_model.bulk.table import digests
 from sgpn_model.restore.album import InputError
 
@@ -73,8 +73,8 @@ class Manifest:
     """
 
     def __init__(self, url: str, column: str | None = None):
-        self.url = url.rstrip("/")
-        self.system, path = open_url(self.url)
+        place = Folder(url)
+        self.url, self.system, path = place.url, place.system, place.path
         suffix = PurePosixPath(path).suffix
         try:
             folder = self.system.isdir(path)

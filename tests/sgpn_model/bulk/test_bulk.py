@@ -17,7 +17,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 fsspec = pytest.importorskip("fsspec", reason="bulk restoration needs the extra bulk")
 
 from sgpn_model import cli  # noqa: E402
-from sgpn_model.bulk.folders import Folder  # noqa: E402
+from sgpn_model.bulk.folders import Folder, open_url  # noqa: E402
 from sgpn_model.bulk.listing import Manifest, list_photos, result_name  # noqa: E402
 from sgpn_model.bulk.table import Table, digests  # noqa: E402
 from sgpn_model.bulk.worker import Work, Worker  # noqa: E402
@@ -196,6 +196,10 @@ class TestSources:
 
 
 class TestOtherFileSystems:
+    def test_colons_in_a_name(self):
+        for path in ("/photos/a.jpg::b.jpg", "/photos::/a.jpg"):
+            assert open_url(path)[1] == open_url(f"file://{path}")[1] == Folder(path).path == path
+
     def test_one_that_can_rename(self, building, album):
         """fsspec's memory stands for a server of files."""
         restoring = Worker(Work("memory://out", 1, f"{album}/", building=building))
@@ -222,6 +226,7 @@ class TestOtherFileSystems:
             system.mkdir("archive")
             system.mkdir("results")
             system.put(str(album), "archive/album", recursive=True)
+            assert open_url("s3://archive/a.jpg::b.jpg")[1] == "archive/a.jpg::b.jpg"
             source, out = Folder("s3://archive/album"), Folder("s3://results/out")
             found = list_photos(source, out)
             assert found["source"].to_pylist() == [f"s3://archive/album/{name}" for name in NAMES]
