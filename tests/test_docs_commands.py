@@ -69,6 +69,12 @@ RULES = [
     (r"restore --weights FILE$", PARSE, "names no photo"),
     (r"--weights released", PARSE, "the authors' weights"),
     (r"^sgpn video|judge_video", PARSE, "tests/sgpn_model/restore/test_video.py restores a film"),
+    (
+        r"measure_bulk|bulk_ordeal",
+        PARSE,
+        "minutes to hours on Ray; tests/sgpn_model/bulk/test_bulk.py has short failures",
+    ),
+    (r"simulate_scale", PARSE, "minutes; tests/scripts/test_simulate_scale.py runs small jobs"),
     (r"^sgpn bulk", PARSE, "starts Ray; tests/sgpn_model/bulk/test_bulk.py runs it"),
     (r"^sgpn web", PARSE, "serves until Ctrl-C; tests/sgpn_model/web/test_page.py opens the page"),
     (r"film", PARSE, "a package that tests/test_plugin_page.py installs"),
