@@ -16,7 +16,7 @@ from sgpn_model.weights.pretrained import WEIGHTS_FOLDER
 
 PROVENANCE = {
     "licence": "Apache-2.0",
-    "data": "about 3,500 face photos from public repositories; see docs/model_card.md",
+    "data": "face photos from public repositories; see docs/model_card.md",
     "backbone": "network_shape started from torchvision's ImageNet MobileNetV2 (BSD-3-Clause)",
 }
 

@@ -63,7 +63,7 @@ class FaceRes(nn.Module):
                 inputs = outputs
         except RuntimeError as error:
             raise ValueError(f"{path}: is too short for faceres.bin") from error
-        if len(numbers) - place != 2:  # the last layer's name of its axes, an integer
+        if len(numbers) - place != 4:  # the axes of the last layer, two integers of 32 bits
             raise ValueError(f"{path}: has another size than faceres.bin")
         self.eval().requires_grad_(False)
 

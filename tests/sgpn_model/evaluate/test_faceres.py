@@ -7,6 +7,7 @@ import torch
 from sgpn_model.evaluate import faceres
 from sgpn_model.evaluate.faceres import FaceRes, faceres_crops, identity_faceres
 from sgpn_model.evaluate.metrics import MetricUnavailable
+from sgpn_model.weights.catalogue import find_entry
 
 
 def same(x, kernel, stride):
@@ -46,9 +47,10 @@ def written(tmp_path_factory):
         kernel, bias = add(inputs, outputs, deviation=1.4 / np.sqrt(inputs)), add(outputs, deviation=0.1)
         parts.append(np.array([6, 0], np.float16))
         x = np.clip(x @ kernel + bias, 0, 6)
-    parts.append(np.zeros(2))
     path = tmp_path_factory.mktemp("faceres") / "faceres.bin"
-    path.write_bytes(b"".join(part.astype("<f2").tobytes() for part in parts))
+    axes = np.array([1, 2], "<i4")
+    path.write_bytes(b"".join(part.astype("<f2").tobytes() for part in parts) + axes.tobytes())
+    assert path.stat().st_size == find_entry("faceres").size
     return path, picture, x.mean(axis=(0, 1))
 
 
@@ -84,6 +86,7 @@ def test_crops_are_bgr_levels_of_the_middle():
     assert crop.min() > 100  # the dark frame is left out
 
 
-def test_without_the_file_it_says_how_to_get_it():
+def test_without_the_file_it_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("SGPN_HOME", str(tmp_path))
     with pytest.raises(MetricUnavailable, match="faceres"):
         identity_faceres()
