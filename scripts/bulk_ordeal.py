@@ -200,15 +200,18 @@ class Ordeal:
         self.disk.mkdir()
         self.memory = Memory()
 
-    def tell(self, text: str, mark: str = "") -> None:
+    def mark(self, what: str) -> None:
+        """Notes what happens now, for the plot."""
+        self.marks.append((time.monotonic(), what))
+
+    def tell(self, text: str) -> None:
         """Writes a line of the log."""
         print(f"{time.monotonic() - self.memory.begin:7.0f} s  {self.done():5} results  {text}", flush=True)
-        if mark:
-            self.marks.append((time.monotonic(), mark))
 
     def done(self) -> int:
         """Results that lie there."""
-        return sum(1 for _ in self.results.rglob("*.jpg"))
+        found = os.walk(self.results)  # unlike rglob it takes it that folders vanish
+        return sum(name.endswith(".jpg") for _, _, names in found for name in names)
 
     def job(self, retry_failed: bool = False) -> Job:
         """Starts the command."""
@@ -228,33 +231,39 @@ class Ordeal:
         self.wait_for(job, 0.12)
         worker = next(pid for pid, name in family(job.pid).items() if "MapWorker" in name)
         os.kill(worker, signal.SIGKILL)
-        self.tell("killed a worker", "worker killed")
+        self.mark("worker killed")
+        self.tell("killed a worker")
         self.wait_for(job, 0.3)
         job.kill()
-        self.tell("killed the driver", "driver killed")
+        self.mark("driver killed")
+        self.tell("killed the driver")
         time.sleep(5)
 
         job = self.job()
         self.wait_for(job, 0.45)
         self.source.rename(self.source.with_name("away"))
-        self.tell("moved the sources away", "sources gone")
+        self.mark("sources gone")
+        self.tell("moved the sources away")
         self.tell("exit code {}, {!r}".format(*job.wait()))
         self.source.with_name("away").rename(self.source)
 
         if self.fill():
-            self.tell("exit code {}, {!r}".format(*self.job().wait()), "disk full")
+            self.mark("disk small")
+            self.tell("exit code {}, {!r}".format(*self.job().wait()))
             subprocess.run(["mount", "-o", "remount,size=4g", str(self.disk)], check=True)
             self.tell("made the disk larger")
 
         for what in ("ran to the end", "ran again"):
-            self.tell("{}: exit code {}, {!r}".format(what, *self.job().wait()), what)
+            self.mark(what)
+            self.tell("{}: exit code {}, {!r}".format(what, *self.job().wait()))
         self.check()
         repaired = [name for name, kind in self.kinds.items() if kind == "broken"][::2]
         for name in repaired:
             shutil.copy(self.source / next(n for n, kind in self.kinds.items() if kind == "sound"), self.source / name)
             self.kinds[name] = "sound"
         self.tell(f"repaired {len(repaired)} photos")
-        self.tell("--retry-failed: exit code {}, {!r}".format(*self.job(retry_failed=True).wait()), "retry")
+        self.mark("retry")
+        self.tell("--retry-failed: exit code {}, {!r}".format(*self.job(retry_failed=True).wait()))
         self.check()
         self.memory.stopped.set()
         seen = np.array(self.memory.seen)
