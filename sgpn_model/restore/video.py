@@ -211,8 +211,13 @@ def _write(path: Path, followed: Followed) -> None:
             f"person{index}": followed.persons[index],
         }
         arrays[f"tone{index}"] = np.zeros((0, 3), np.uint8) if tone is None else tone
+    _save(path, arrays)
+
+
+def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes a .npz file, which appears when it is complete."""
     with open(path.with_suffix(".unfinished"), "wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]
     os.replace(path.with_suffix(".unfinished"), path)
 
 
@@ -245,6 +250,7 @@ class Before:
 def _parts(restorer, film, followed, folder, codec, crf, result, progress) -> list[Path]:
     """Writes all parts that are not there yet; the paths of all."""
     paths = [folder / f"{index:06}.nut" for index in range(-(-followed.frames // PART))]
+    # The last frame's faces by track; kept beside each part, for the next run to go on with.
     steady: dict[int, Before] = {}
     frames = enumerate(film.frames())
     with film.open() as container:
@@ -253,6 +259,7 @@ def _parts(restorer, film, followed, folder, codec, crf, result, progress) -> li
             group = islice(frames, min(PART, followed.frames - index * PART))
             if path.exists():
                 result.resumed += sum(1 for _ in group)
+                steady = _read_steady(path.with_suffix(".npz"))
                 continue
             writer = None
             try:
@@ -266,8 +273,25 @@ def _parts(restorer, film, followed, folder, codec, crf, result, progress) -> li
                 raise
             if writer is None:
                 raise VideoError(f"{film.path}: ended before frame {index * PART}, which it had when it was first read")
-            writer.close()
+            last = min((index + 1) * PART, followed.frames) - 1
+            _save(path.with_suffix(".npz"), _steady_arrays(steady, last))
+            writer.close()  # only now, so that each part that is there has its faces beside it
     return paths
+
+
+def _steady_arrays(steady: dict[int, Before], last: int) -> dict[str, np.ndarray]:
+    """The faces of the frame ``last``; those of earlier ones are of no more use."""
+    return {
+        f"{track}_{before.number}": np.stack([before.crop, before.restored])
+        for track, before in steady.items()
+        if before.number == last
+    }
+
+
+def _read_steady(path: Path) -> dict[int, Before]:
+    with np.load(path, allow_pickle=False) as file:
+        places = [(name, *map(int, name.split("_"))) for name in file.files]
+        return {track: Before(number, *file[name]) for name, track, number in places}
 
 
 def _restored(restorer, followed, group, steady, result) -> Iterator[tuple]:

@@ -65,11 +65,16 @@ def test_a_stopped_run_goes_on_and_other_settings_begin_anew(restorer, film, tmp
         restore_video(restorer, film, target, progress=stop)
     assert not target.exists()
     kept = sorted(path.name for path in (tmp_path / ".out.mp4.parts").iterdir())
-    assert kept == ["000000.nut", "000001.nut", "followed.npz", "record.txt"]
+    assert kept == ["000000.npz", "000000.nut", "000001.npz", "000001.nut", "followed.npz", "record.txt"]
     monkeypatch.setattr(type(restorer.detector), "detect", lambda *_: pytest.fail("searched a second time"))
     result = restore_video(restorer, film, target)
     assert result.resumed == 10 and result.restored == COUNT - 10
     assert times(target) == pytest.approx(times(film)) and [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+    monkeypatch.undo()
+    monkeypatch.setattr(video, "PART", 5)
+    restore_video(restorer, film, tmp_path / "unbroken.mp4")
+    for (a, _), (b, _) in zip(Video(target).frames(), Video(tmp_path / "unbroken.mp4").frames(), strict=True):
+        np.testing.assert_array_equal(a, b)
     monkeypatch.undo()
     with pytest.raises(Stopped):
         restore_video(restorer, film, target, progress=stop)
