@@ -202,7 +202,7 @@ class Detector:
             high = np.where(end < (width, height), end - 3, np.inf)
             return rows[((rows[:, :2] > low) & (rows[:, 2:4] < high)).all(axis=1)]
 
-        corners = itertools.product(range(0, width - TILE_OVERLAP, step), range(0, height - TILE_OVERLAP, step))
+        corners = itertools.product(*(range(0, max(1, side - TILE_OVERLAP), step) for side in (width, height)))
         return _worth_a_look(np.concatenate(self._map(search, *zip(*corners, strict=True))), bgr)
 
     def _search_turned(self, bgr: np.ndarray, angle: int) -> np.ndarray:

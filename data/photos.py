@@ -271,7 +271,7 @@ def _orientation(image: Image.Image, remarks: list[str]) -> int:
     """How a picture is to be turned, from its EXIF data, as far as these can be read."""
     orientation = 1
     try:
-        data = image.info.get("exif", b"")
+        data = image.info.get("exif") or b""  # pillow-heif says None where there is none: findings/pillow_heif_exif.sh
         while data.startswith(b"Exif\0\0"):
             data = data[6:]
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)

@@ -208,6 +208,12 @@ def test_small_faces_of_a_huge_photo_are_found_once_each(detector, astronaut):
         assert min(np.abs(one.points5[:2] - pupils).max() for one in found) < 1.5
 
 
+@pytest.mark.parametrize("shape", [(30, 6000), (6000, 30), (1, 6000), (200, 6000)])
+def test_long_strips_are_searched(detector, shape):
+    """They are narrower than what tiles overlap by."""
+    assert detector.detect(np.full((*shape, 3), 120, np.uint8)) == []
+
+
 def test_a_huge_photo_is_reduced_once(detector, astronaut, monkeypatch):
     """All sizes are made from smaller ones; the points come from the photo itself."""
     photo = cv2.resize(astronaut[:192], (5120, 1920), interpolation=cv2.INTER_LINEAR)

@@ -284,7 +284,9 @@ def test_kinds_that_folders_hold(tmp_path, suffix):
         tmp_path / f"a{suffix}", kinds.get(suffix, suffix[1:].upper())
     )
     os.replace(tmp_path / f"a{suffix}", tmp_path / "renamed.jpg")
-    assert np.abs(read_photo(tmp_path / "renamed.jpg").bgr[..., ::-1].astype(int) - smooth).mean() < 3
+    photo = read_photo(tmp_path / "renamed.jpg")
+    assert np.abs(photo.bgr[..., ::-1].astype(int) - smooth).mean() < 3
+    assert not [remark for remark in photo.remarks if "EXIF" in remark]  # there is none, so it cannot be damaged
 
 
 def test_heic_without_its_package_says_what_to_install(tmp_path, monkeypatch):
