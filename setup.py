@@ -34,7 +34,7 @@ TEST = (
     + BACKGROUND
     + FORMATS
     + ONNX
-    + ["hypothesis>=6", "pytest>=8", "pytest-benchmark>=5", "pytest-xdist>=3.6", "torchmetrics>=1.4"]
+    + ["hypothesis>=6", "pytest>=8", "pytest-benchmark>=5", "pytest-xdist>=3.6", "torchmetrics>=1.4", "webdataset>=1"]
 )
 
 

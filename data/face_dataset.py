@@ -1,4 +1,4 @@
-"""FaceRestorationDataset: aligned good faces from folders or LMDBs, degraded or cut on the fly, with their landmarks."""
+"""FaceRestorationDataset: aligned good faces from folders, LMDBs or shards, degraded or cut on the fly, with their landmarks."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ from .alignment import scale_points, template_points
 from .degradation import DEGRADATIONS, build_degradation
 from .masks import BrushMasks, MaskOptions
 from .pasting import fill_hole
-from .sources import LANDMARKS_FILE, Folder, Lmdb, decode, fault, open_source, open_split
+from .sources import LANDMARKS_FILE, Folder, Lmdb, Shards, decode, fault, open_source, open_split, points68
 from .tensors import to_tensor
 
 LOGGER = logging.getLogger("sgpn")
@@ -64,7 +64,8 @@ class FaceDatasetOptions(LoaderOptions):
         | None
     ) = None
     """Folder or list of folders, searched with their subfolders for images; a folder NAME.lmdb is read as an LMDB
-    (scripts/make_lmdb.py), with the same items as the folder that it was made of."""
+    (scripts/make_lmdb.py), with the same items as the folder that it was made of, and a folder with .tar files as WebDataset's
+    shards (sgpn align --shards)."""
     split: Literal["train", "val"] | None = None
     """Only these pictures of each dataroot. One with train/ or val/ inside has them there; of any other, a hash of the names
     holds one picture in ten back for val. ~: all. The commands' ``--data FOLDER`` sets this option and ``dataroot``."""
@@ -87,8 +88,8 @@ class FaceDatasetOptions(LoaderOptions):
     """Leave the epoch out of the seed: the same degraded picture in every epoch and on every machine; by default in every
     phase but training."""
     landmarks: Literal["auto"] | FilePath | list[FilePath] | None = "auto"
-    """auto: landmarks68.json of each dataroot, if there; a path, or a list with one path per dataroot; ~: unknown. The file maps
-    names relative to the dataroot to 68 [x, y] in the stored image's pixels."""
+    """auto: landmarks68.json of each dataroot, if there, or what a shard's samples say; a path, or a list with one path per
+    dataroot; ~: unknown. The file maps names relative to the dataroot to 68 [x, y] in the stored image's pixels."""
     cache: Literal["none", "ram"] = "none"
     """ram: decode and resize everything once, when the training starts, and keep it as uint8 (size * size * 3 bytes an image;
     forked loader workers share it)."""
@@ -155,6 +156,7 @@ class FaceRestorationDataset(Dataset):
         self.degradation = None if options.degradation is None else build_degradation(options.degradation)
         self.masks = None if options.inpaint is None else BrushMasks(**dict(options.inpaint))
         self.paths, self.landmarks, self._sources = _scan(options)
+        self._asks_sources = options.landmarks == "auto"
         self.unusable: dict[int, str] = {}  # index -> why
         self._warned_small = False
         # Shared, so that workers that outlive an epoch see the new one.
@@ -237,6 +239,12 @@ class FaceRestorationDataset(Dataset):
             self._note_unusable(index, why)
             return None
         landmarks = self.landmarks[index]
+        if landmarks is None and self._asks_sources:
+            try:
+                landmarks = self._sources[index].landmarks(self.paths[index])
+            except ValueError as error:
+                self._note_unusable(index, str(error))
+                return None
         if landmarks is not None:
             landmarks = scale_points(landmarks, image.shape[0], self.size)
         return self._resized(image, self.paths[index]), landmarks, image.shape[0]
@@ -284,7 +292,7 @@ def _scan(options):
     return tuple(list(column) for column in zip(*large, strict=True))
 
 
-def _open(roots: list[Path], split: str | None) -> list[Folder | Lmdb]:
+def _open(roots: list[Path], split: str | None) -> list[Folder | Lmdb | Shards]:
     if split is None:
         return [open_source(root) for root in roots]
     sources = [source for root in roots for source in open_split(root, split)]
@@ -296,7 +304,7 @@ def _open(roots: list[Path], split: str | None) -> list[Folder | Lmdb]:
     return sources
 
 
-def _images(source, file) -> list[tuple[Path, np.ndarray | None, Folder | Lmdb]]:
+def _images(source, file) -> list[tuple[Path, np.ndarray | None, Folder | Lmdb | Shards]]:
     known = {} if file is None else _read_landmarks(file)
     images = [(path, known.get(path.relative_to(source.root).as_posix()), source) for path in source.paths]
     if known and not any(landmarks is not None for _, landmarks, _ in images):
@@ -321,14 +329,13 @@ def _landmark_files(landmarks, roots) -> Sequence[Path | None]:
 def _read_landmarks(file: Path) -> dict[str, np.ndarray]:
     try:
         known = json.loads(file.read_text())
-        arrays = {name: np.asarray(points, np.float64) for name, points in known.items()}
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        items = known.items()
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"dataset: {file} is not JSON of the form {{name: 68 x [x, y]}}: {error}") from error
-    for name, points in arrays.items():
-        if points.shape != (68, 2):
-            raise ValueError(f"dataset: {file}: {name} has points of shape {points.shape}, expected (68, 2)")
-        if not np.isfinite(points).all():
-            raise ValueError(
-                f"dataset: {file}: {name} has a point that is not finite; leave the name out if it is unknown"
-            )
+    arrays = {}
+    for name, points in items:
+        try:
+            arrays[name] = points68(points)
+        except ValueError as error:
+            raise ValueError(f"dataset: {file}: {name}: {error}") from error
     return arrays

@@ -1,15 +1,22 @@
-"""Where a dataset's encoded pictures lie: folders of files, or LMDB databases written by scripts/make_lmdb.py; and their split.
+"""Where a dataset's encoded pictures lie: folders of files, LMDBs written by scripts/make_lmdb.py, or shards; and their split.
 
 An LMDB has BasicSR's layout, so that BasicSR's tools read it and its LMDBs can be given here: a folder NAME.lmdb with
 ``data.mdb``, whose keys are the pictures' names without suffix and whose values are their encoded bytes, and
 ``meta_info.txt`` with a line ``NAME.png (HEIGHT,WIDTH,CHANNELS) LEVEL`` for each. ``landmarks68.json`` may lie beside it.
+
+Shards have WebDataset's layout: tar files in one folder, in which what has one name up to the suffix is one sample. ``NAME.png``
+is its picture, and ``NAME.json`` may hold ``landmarks68``. ``sgpn align --shards`` writes such files.
 """
 
 import hashlib
+import io
+import json
 import logging
 import os
 import re
+import tarfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +29,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 LANDMARKS_FILE = "landmarks68.json"
 META_FILE = "meta_info.txt"
 LMDB_SUFFIX = ".lmdb"
+SHARD_SUFFIX = ".tar"
 SPLITS = ("train", "val")
 HELD_OUT = 0.1  # the part of a folder's pictures that is for validation
 META_LINE = re.compile(r"(?P<key>.+)(?P<suffix>\.\w+) \((?P<height>\d+),(?P<width>\d+),\d+\) \S+")
@@ -32,21 +40,22 @@ def is_picture_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
-def open_source(root: Path) -> "Folder | Lmdb":
-    """The pictures of a folder and its subfolders, or of a folder whose name ends in .lmdb.
+def open_source(root: Path) -> "Folder | Lmdb | Shards":
+    """The pictures of a folder and its subfolders, of a folder whose name ends in .lmdb, or of the .tar files in a folder.
 
-    Raises FileNotFoundError if there is none, ValueError if it holds no picture, or is not a whole LMDB.
+    Raises FileNotFoundError if there is none, ValueError if it holds no picture, or is not a whole LMDB or shard.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"dataset: dataroot {root} is not a folder; check the path")
-    source = Lmdb(root) if root.suffix == LMDB_SUFFIX else Folder(root)
+    is_sharded = any(root.glob("*" + SHARD_SUFFIX))
+    source = Lmdb(root) if root.suffix == LMDB_SUFFIX else Shards(root) if is_sharded else Folder(root)
     if not source.paths:
         raise ValueError(f"dataset: {root} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return source
 
 
-def open_split(root: Path, split: str) -> "list[Folder | Lmdb]":
-    """The pictures of a folder or LMDB that are to train on (``split`` "train"), or those that measure ("val").
+def open_split(root: Path, split: str) -> "list[Folder | Lmdb | Shards]":
+    """The pictures of a folder, LMDB or folder of shards that are to train on (``split`` "train"), or those that measure ("val").
 
     A folder with train/ or val/ inside has them there, and may lack one. Of any other, :func:`split_of` takes them.
 
@@ -104,13 +113,21 @@ class Folder:
 
     def stored_size(self, path: Path) -> int:
         """The shorter side, from the file's header where it can be read; an unreadable file passes, to be named later."""
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                with Image.open(path) as image:
-                    return min(image.size)
-        except Exception:  # Pillow's readers raise of every kind for damaged headers
-            return np.iinfo(np.int64).max
+        return _stored_size(path)
+
+    def landmarks(self, path: Path) -> np.ndarray | None:
+        """None: a file of pixels says nothing of them."""
+        return None
+
+
+def _stored_size(file: Path | io.BytesIO) -> int:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(file) as image:
+                return min(image.size)
+    except Exception:  # Pillow's readers raise of every kind for damaged headers
+        return np.iinfo(np.int64).max
 
 
 class Lmdb:
@@ -159,6 +176,101 @@ class Lmdb:
     def stored_size(self, path: Path) -> int:
         """The shorter side, as meta_info.txt has it."""
         return self._sides[path]
+
+    def landmarks(self, path: Path) -> np.ndarray | None:
+        """None: the database says nothing of them."""
+        return None
+
+
+class Shards:
+    """The pictures of the tar files in a folder, sorted by name; a picture's path is ROOT/NAME, whichever file holds it.
+
+    Only the headers are read at first. Each picture is then read where it lies, so that any order costs the same, and a
+    training can go on in the middle of an epoch as with single files.
+
+    Raises ValueError if a file is not a tar file, or not a whole one.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._files = sorted(root.glob("*" + SHARD_SUFFIX))
+        self._places: dict[str, tuple[int, int, int]] = {}  # name -> file, first byte, bytes
+        twice: list[str] = []
+        for number, file in enumerate(self._files):
+            for name, first, size in _members(file):
+                if name in self._places:
+                    twice.append(name)
+                else:
+                    self._places[name] = number, first, size
+        self.paths = [root / name for name in sorted(self._places) if is_picture_name(name)]
+        if twice:
+            more = f" ({len(twice) - 1} more like it)" if len(twice) > 1 else ""
+            LOGGER.warning("dataset: %s is there twice, of which the first is used%s", root / twice[0], more)
+
+    def _read(self, name: str) -> bytes | None:
+        if name not in self._places:
+            return None
+        number, first, size = self._places[name]
+        try:
+            with open(self._files[number], "rb") as file:
+                file.seek(first)
+                return file.read(size)
+        except OSError:
+            return None
+
+    def encoded(self, path: Path) -> np.ndarray | None:
+        """A picture's bytes (uint8), None where they cannot be read."""
+        data = self._read(path.relative_to(self.root).as_posix())
+        return None if data is None else np.frombuffer(data, np.uint8)
+
+    def stored_size(self, path: Path) -> int:
+        """The shorter side, from the picture's header where it can be read; another picture passes, to be named later."""
+        return _stored_size(io.BytesIO(self._read(path.relative_to(self.root).as_posix()) or b""))
+
+    def landmarks(self, path: Path) -> np.ndarray | None:
+        """What the sample's .json says, (68, 2) float64 in the stored picture's pixels; None where it says nothing.
+
+        Raises ValueError if they are no such points.
+        """
+        data = self._read(path.relative_to(self.root).with_suffix(".json").as_posix())
+        if data is None:
+            return None
+        try:
+            about = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"its .json cannot be read: {error}") from error
+        points = about.get("landmarks68") if isinstance(about, Mapping) else None
+        return None if points is None else points68(points)
+
+
+def _members(file: Path) -> list[tuple[str, int, int]]:
+    """Name, first byte and bytes of each file in a tar file."""
+    try:
+        with tarfile.open(file, "r:") as tar:
+            found = [(os.path.normpath(one.name), one.offset_data, one.size) for one in tar if one.isfile()]
+        end = file.stat().st_size
+    except (OSError, tarfile.TarError) as error:
+        raise ValueError(f"dataset: {file} cannot be read as a tar file: {error}") from error
+    for name, first, size in found:
+        if first + size > end:
+            raise ValueError(f"dataset: {file} was cut short in {name}; copy or make it again")
+    return found
+
+
+def points68(value: Any) -> np.ndarray:
+    """Landmarks (68, 2) float64 of lists.
+
+    Raises ValueError if they are no such points.
+    """
+    try:
+        points = np.asarray(value, np.float64)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"its landmarks are no 68 x [x, y]: {error}") from error
+    if points.shape != (68, 2):
+        raise ValueError(f"its landmarks have the shape {points.shape}, expected (68, 2)")
+    if not np.isfinite(points).all():
+        raise ValueError("its landmarks have a point that is not finite; leave them out if they are unknown")
+    return points
 
 
 def decode(encoded: np.ndarray | None, path: Path) -> np.ndarray | None:

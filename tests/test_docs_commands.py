@@ -75,7 +75,7 @@ RULES = [
         "minutes to hours on Ray; tests/sgpn_model/bulk/test_bulk.py has short failures",
     ),
     (r"simulate_scale", PARSE, "minutes; tests/scripts/test_simulate_scale.py runs small jobs"),
-    (r"^sgpn bulk", PARSE, "starts Ray; tests/sgpn_model/bulk/test_bulk.py runs it"),
+    (r"^sgpn (bulk|align .*--shards)|--data shards", PARSE, "starts Ray; tests/sgpn_model/bulk/test_bulk.py runs it"),
     (r"open_512", PARSE, "hours, and packages of the extra train"),
     (r"^sgpn web", PARSE, "serves until Ctrl-C; tests/sgpn_model/web/test_page.py opens the page"),
     (r"film", PARSE, "a package that tests/test_plugin_page.py installs"),

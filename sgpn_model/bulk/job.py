@@ -1,4 +1,7 @@
-"""What ``sgpn bulk`` runs: photos that have no row yet go through workers on Ray Data, and what kills a worker goes alone."""
+"""What ``sgpn bulk`` and ``sgpn align --shards`` run: photos that have no row yet go through workers on Ray Data.
+
+What kills a worker goes alone.
+"""
 
 import logging
 import os
@@ -39,9 +42,11 @@ class Tally:
     """What a run did.
 
     Attributes:
-        before: photos that were done before. photos: that have a row now. failed: of those. faces: that were restored.
+        done: what was done with the faces, as users are told. before: photos that were done before. photos: that have a row
+            now. failed: of those. faces: that were restored or cut out.
     """
 
+    done: str = Worker.done
     before: int = 0
     photos: int = 0
     failed: int = 0
@@ -55,7 +60,7 @@ class Tally:
         self.faces += row["faces"]
 
     def __str__(self) -> str:
-        text = f"restored {self.faces} faces in {self.photos - self.failed} photos"
+        text = f"{self.done} {self.faces} faces in {self.photos - self.failed} photos"
         text += f"; {self.before} photos done before" if self.before else ""
         return text + (f"; {self.failed} photos failed" if self.failed else "")
 
@@ -67,7 +72,7 @@ class Bulk:
     Attributes:
         source: a folder, a URL, or a manifest (.parquet, .csv). destination: a folder or URL. column: of the manifest.
         ext: see :func:`.result_name`. retry_failed: do again what failed in an earlier run.
-        building: what ``FaceRestorer.from_pretrained`` takes, but for ``threads``. options: what :func:`.restore_jobs` takes.
+        building: what ``FaceRestorer.from_pretrained`` takes, or ``Aligner.build``. options: what :func:`.restore_jobs` takes.
         settings: what results depend on besides their photos.
         workers: how many; None is as many as fit. cores: of each worker that has no GPU. chunk: photos that a worker takes at
             once, and rows of a file of the table. address: of a Ray cluster; None is this machine alone.
@@ -95,7 +100,7 @@ class Bulk:
             InputError: before any work: there is no such source, it has no photo, or the destination holds other results.
             BulkError: the source vanished, the manifest is damaged, or the destination cannot be written.
         """
-        destination, tally = Folder(self.destination), Tally()
+        destination, tally = Folder(self.destination), Tally(self.worker.done)
         table = Table(destination)
         photos, prefix, folder = self._photos(destination)
         table.agree(self.settings)
@@ -110,6 +115,7 @@ class Bulk:
                 table.add(run, [{"source": source, "faces": 0, "error": KILLED} for source in rest])
                 tally.photos, tally.failed = tally.photos + len(rest), tally.failed + len(rest)
         table.settle()
+        self.worker.settle(destination, table)
         return tally
 
     def _photos(self, destination: Folder) -> tuple[pa.Table | Manifest, str, str]:
@@ -148,7 +154,7 @@ class Bulk:
                 **resources,
             )
         )
-        bar = tqdm(desc="restoring", unit="photo", total=count, initial=came, disable=None, file=sys.stderr)
+        bar = tqdm(desc=self.worker.doing, unit="photo", total=count, initial=came, disable=None, file=sys.stderr)
         try:
             with bar:
                 for batch in results.iter_batches(batch_size=None, batch_format="pyarrow"):

@@ -69,6 +69,8 @@ class Photo:
 class Worker(Watcher):
     """Called with chunks of photos, by Ray Data; each call writes the results, and then the rows as one file."""
 
+    doing, done = "restoring", "restored"  # as users are told
+
     def __init__(self, work: Work):
         keep_freed_memory()
         take_large_photos()
@@ -97,30 +99,34 @@ class Worker(Watcher):
         rows: list[dict] = []
         trouble = None
         try:
-            self._restore(list(photos.values()), rows)
+            self.work_on(list(photos.values()), rows)
         except Trouble as error:
             trouble = str(error)
         try:
             if rows:
                 self.table.add(self.work.run, rows)
         except Exception as error:
-            trouble, rows = trouble or f"{self.work.destination}: the table cannot be written: {_told(error)}", []
+            trouble, rows = trouble or f"{self.work.destination}: the table cannot be written: {told(error)}", []
         counts = {
             "rows": came,
             "before": came - len(chunk),
             "photos": len(rows),
-            "failed": sum(row["error"] is not None for row in rows),
+            "failed": sum(row.get("error") is not None for row in rows),
             "faces": sum(row["faces"] for row in rows),
         }
         return pa.table(
             {**{name: [count] for name, count in counts.items()}, "trouble": pa.array([trouble], pa.string())}
         )
 
+    @staticmethod
+    def settle(destination: Folder, table: Table) -> None:
+        """Removes what a worker that died left behind; called when the job has ended."""
+
     def pasted(self, job: Job, faces: Sequence[RestoredFace]) -> None:
         """Keeps what the table says of a photo's faces."""
         self._photos[job.target].faces = faces
 
-    def _restore(self, photos: Sequence[Photo], rows: list[dict]) -> None:
+    def work_on(self, photos: Sequence[Photo], rows: list[dict]) -> None:
         """Restores photos, and adds a row for each whose result is where it belongs, or that failed.
 
         Raises:
@@ -131,11 +137,11 @@ class Worker(Watcher):
         with tempfile.TemporaryDirectory(prefix="sgpn-") as folder, ThreadPoolExecutor(TRANSFERS) as pool:
 
             def jobs() -> Iterator[Job]:
-                for photo, fetching in _ahead(pool, lambda photo: self._fetch(photo, Path(folder)), photos):
+                for photo, fetching in ahead(pool, lambda photo: self._fetch(photo, Path(folder)), photos):
                     try:
                         coming.append((photo, fetching.result()))
                     except Exception as error:
-                        rows.append(self._failed(photo, error, photo.source))
+                        rows.append(self.failed(photo, error, photo.source))
                         continue
                     yield coming[-1][1]
 
@@ -143,7 +149,7 @@ class Worker(Watcher):
                 for outcome in restore_jobs(self.restorer, jobs(), watcher=self, **self.work.options):
                     photo, job = coming[outcome.index]
                     if outcome.error is not None:
-                        rows.append(self._failed(photo, outcome.error, str(job.source)))
+                        rows.append(self.failed(photo, outcome.error, str(job.source)))
                     else:
                         row = self._done(photo, outcome.result)
                         sending.append((pool.submit(self._send, job, photo, Path(folder)), row))
@@ -153,7 +159,7 @@ class Worker(Watcher):
                 rows += [row for sent, row in sending if sent.exception() is None]
         for sent, row in sending:
             if sent.exception() is not None:
-                raise Trouble(f"{row['destination']}: cannot be written: {_told(sent.exception())}")
+                raise Trouble(f"{row['destination']}: cannot be written: {told(sent.exception())}")
 
     def _done(self, photo: Photo, done: Done) -> dict:
         """The row of a restored photo."""
@@ -172,7 +178,7 @@ class Worker(Watcher):
             "error": f"the networks make NaN or infinity of {many} faces, which stay as they were" if many else None,
         }
 
-    def _failed(self, photo: Photo, error: Exception, path: str) -> dict:
+    def failed(self, photo: Photo, error: Exception, path: str) -> dict:
         """The row of a photo that cannot be restored.
 
         Raises:
@@ -186,20 +192,11 @@ class Worker(Watcher):
             system.invalidate_cache()
             if not system.exists(folder):
                 raise Trouble(f"{self.work.folder}: is not there any more")
-        return {"source": photo.source, "faces": 0, "error": _told(error).replace(path, photo.source)}
+        return {"source": photo.source, "faces": 0, "error": told(error).replace(path, photo.source)}
 
     def _fetch(self, photo: Photo, folder: Path) -> Job:
         """A photo as a file of this machine, and where its result is to be made."""
-        source = folder / f"in-{id(photo):x}{PurePosixPath(photo.source).suffix}"
-        if photo.content is not None:
-            source.write_bytes(photo.content)
-            photo.content = None
-        else:
-            system, path = open_url(photo.source)
-            if isinstance(system, LocalFileSystem):
-                source = Path(path)
-            else:
-                system.get_file(path, str(source))
+        source = fetch(photo, folder)
         target = folder / f"out-{id(photo):x}{PurePosixPath(photo.name).suffix}"
         if self.destination.local:
             target = self.destination.local / photo.name
@@ -220,8 +217,22 @@ class Worker(Watcher):
             job.source.unlink()
 
 
-def _ahead(
-    pool: ThreadPoolExecutor, do: Callable[[Photo], Job], photos: Sequence[Photo]
+def fetch(photo: Photo, folder: Path) -> Path:
+    """A photo as a file of this machine; in ``folder``, unless it is one already."""
+    source = folder / f"in-{id(photo):x}{PurePosixPath(photo.source).suffix}"
+    if photo.content is not None:
+        source.write_bytes(photo.content)
+        photo.content = None
+        return source
+    system, path = open_url(photo.source)
+    if isinstance(system, LocalFileSystem):
+        return Path(path)
+    system.get_file(path, str(source))
+    return source
+
+
+def ahead(
+    pool: ThreadPoolExecutor, do: Callable[[Photo], Any], photos: Sequence[Photo]
 ) -> Iterator[tuple[Photo, Future]]:
     """Each photo with the future of its job; a few are begun before their turn."""
     begun: deque[Future] = deque()
@@ -231,5 +242,6 @@ def _ahead(
         yield photo, begun.popleft()
 
 
-def _told(error: BaseException | None) -> str:
+def told(error: BaseException | None) -> str:
+    """What a row says of an error."""
     return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"

