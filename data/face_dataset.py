@@ -269,7 +269,7 @@ class FaceRestorationDataset(Dataset):
         return cv2.resize(image, (self.size, self.size), interpolation=kernel)
 
     def _fill_cache(self):
-        LOGGER.info("dataset: keeping %d images in memory, %.0f MB", len(self), len(self) * self.size**2 * 3 / 1e6)
+        LOGGER.info("dataset: keeping %d images in memory, %.1f MB", len(self), len(self) * self.size**2 * 3 / 1e6)
         return [self._read(index) for index in range(len(self))]
 
 

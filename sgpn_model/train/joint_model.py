@@ -151,7 +151,7 @@ class SGPNModel(TrainingModel):
             self.load(frozen, path.pretrain_frozen_shape, "network_shape")
         elif given and not self.load_unadapted(frozen, given):
             LOGGER.info(
-                "L_3dlm and L_mesh are judged by the regressor of %s as it is, for that file holds no earlier one "
+                "L_3dlm and L_mesh are judged by the regressor of the weights %s as it is, for they hold no earlier one "
                 "(path.pretrain_frozen_shape names another)",
                 given,
             )

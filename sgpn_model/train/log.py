@@ -63,7 +63,7 @@ class RunLog:
     def __init__(self, folder: Path, opt: dict, file: TrainingFile, step: int):
         options = file.logger
         self.folder = folder
-        self.started, self.first_step = time.perf_counter(), step
+        self.started, self.begun_at = time.perf_counter(), step
         (folder / "log").mkdir(parents=True, exist_ok=True)
         (folder / "options.yml").write_text(dump(opt), encoding="utf-8")
         path = folder / "log" / "train.jsonl"
@@ -75,10 +75,18 @@ class RunLog:
 
     def scalars(self, step: int, total: int, values: dict[str, float]) -> None:
         """Logs training values with speed and remaining time."""
-        rate = (step - self.first_step) / max(time.perf_counter() - self.started, 1e-9)
+        rate = (step - self.begun_at) / max(time.perf_counter() - self.started, 1e-9)
         left = timedelta(seconds=round((total - step) / rate))
         LOGGER.info("step %d/%d  %.2f it/s  left %s  %s", step, total, rate, left, _format(values))
         self._write(step, "train", values)
+
+    def first_step(self, step: int, total: int, every: int, seconds: float) -> None:
+        """Says how long the first step took, so that nobody waits for the first line without knowing for how long."""
+        left = timedelta(seconds=round((total - step) * seconds))
+        LOGGER.info(
+            "step %d took %.3g s; %d more, at this pace %s; a line every %d steps",
+            *(step, seconds, total - step, left, every),
+        )
 
     def validation(self, step: int, values: dict[str, float], faces: Sequence[dict[str, torch.Tensor]]) -> None:
         """Logs validation metrics, and writes a sheet with a row for each face: title -> picture (3, H, W) in [-1, 1]."""

@@ -153,9 +153,13 @@ class Loop:
             self.log = RunLog(self.folder, self.model.opt, self.file, self.step)
         try:
             with _signals(self.model) as received:
+                begun = self.step
                 while self.step < self.total:
-                    if self._advance():
+                    if self._advance(first=self.step == begun):
                         self._say_goodbye(received)
+                model = self.saver.model_path(self.step)
+                if self.log and model.is_file():
+                    LOGGER.info("%s: finished; the trained model is %s", self.file.name, model)
         except OSError as error:  # of the log, which is on the same disk
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise self.saver.unwritten(error, self.folder / "log", self.step) from error
@@ -165,15 +169,19 @@ class Loop:
             if self.log:
                 self.log.close()
 
-    def _advance(self) -> bool:
+    def _advance(self, first: bool = False) -> bool:
         """One step, and what is due after it; whether it is to be the last one because a signal said so.
 
         Lines are logged before the state is saved that goes on after them.
         """
+        began = time.perf_counter()
         self._train()
+        every = self.file.logger.print_freq
         last, stops = self.step == self.total, self._stops()
-        if self.step % self.file.logger.print_freq == 0 or last:
+        if self.step % every == 0 or last:
             self._print()
+        elif first and self.log:
+            self.log.first_step(self.step, self.total, every, time.perf_counter() - began)
         if self.val_set is not None and (self.step % self.file.val_freq == 0 or last):
             self._validate(self.val_set)
         if self.step % self.file.logger.save_checkpoint_freq == 0 or last or stops:

@@ -67,6 +67,10 @@ class Saver:
         self.folder, self.name, self.keep_last = folder, name, keep_last
         self.models, self.states = folder / "models", folder / "training_states"
 
+    def model_path(self, step: int) -> Path:
+        """The checkpoint of a step."""
+        return self.models / f"{self.name}_{step}.safetensors"
+
     # -- writing ------------------------------------------------------------------------------------------------------
 
     def save(self, model: TrainingModel, step: int) -> None:
@@ -81,7 +85,7 @@ class Saver:
             raise self.diverged(error, step) from error
 
         def write() -> None:
-            path = self.models / f"{self.name}_{step}.safetensors"
+            path = self.model_path(step)
             with self._explained(path, step):
                 model.save(path, step)
             path = self.states / f"{step}.state"
@@ -104,7 +108,7 @@ class Saver:
     def diverged(self, error: FloatingPointError, step: int) -> Diverged:
         """The error to stop with, which says where things were still good."""
         good = self._newest_good_state()
-        model = good and self.models / f"{self.name}_{good.stem}.safetensors"
+        model = good and self.model_path(int(good.stem))
         kept = f"the last good checkpoint is {model}, with its state {good}" if good else "none was yet"
         return Diverged(
             f"step {step}: {error}. Nothing of this step was saved; {kept}. Lower the learning rate, or see what data and "

@@ -186,7 +186,7 @@ def test_the_joint_stages_judge_is_the_regressor_from_before_stage_1(options, ad
     with caplog.at_level("INFO", "sgpn"):
         unknown = joint_with(options)
     assert same(unknown.frozen_prior.regressor, before)
-    assert "regressor.safetensors as it is, for that file holds no earlier one" in caplog.text
+    assert "regressor.safetensors as it is, for they hold no earlier one" in caplog.text
 
 
 def test_the_joint_stage_reads_a_checkpoint_once_and_holds_one_morphable_model(options, adapted, monkeypatch):

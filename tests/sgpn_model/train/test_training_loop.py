@@ -846,6 +846,23 @@ class TestLog:
             run(tmp_path, tiny_options(pictures, tmp_path, total_iter=2))
         assert "step 1/2" in caplog.text and "left 0:00:0" in caplog.text and "images_per_s" in caplog.text
 
+    def test_the_first_step_says_how_long_the_next_line_takes(self, pictures, tmp_path, caplog):
+        """Else, on a slow machine, nothing is said for print_freq steps."""
+        with caplog.at_level(logging.INFO, "sgpn"):
+            folder = run(tmp_path, tiny_options(pictures, tmp_path, total_iter=5), "logger.print_freq=4")
+        assert re.search(r"step 1 took [\d.]+ s; 4 more, at this pace 0:00:\d\d; a line every 4 steps", caplog.text)
+        assert caplog.text.count("took") == 1
+        assert [line["step"] for line in lines(folder, "train")] == [
+            4,
+            5,
+        ]  # the means are over the same steps as before
+
+    def test_the_end_names_the_model(self, pictures, tmp_path, caplog):
+        with caplog.at_level(logging.INFO, "sgpn"):
+            folder = run(tmp_path, tiny_options(pictures, tmp_path, total_iter=2))
+        (named,) = re.findall(r"finished; the trained model is (\S+)", caplog.text)
+        assert Path(named) == folder / "models" / "tiny_2.safetensors" and Path(named).is_file()
+
 
 class TestWandb:
     def options(self, pictures, folder, **settings):
