@@ -1,6 +1,7 @@
 """``sgpn export``: the networks of weights as ONNX files, for engines other than PyTorch and other languages."""
 
 import argparse
+import logging
 
 DESCRIPTION = (
     "Write the networks of weights as ONNX files, beside a copy of the weights that they read: a bundle, which `sgpn restore "
@@ -31,6 +32,8 @@ def run(weights: str, output: str, precision: str, pt2: bool) -> None:
     """
     from sgpn_model.restore.exporter import export
 
+    logging.basicConfig(level=logging.WARNING, format="sgpn: %(message)s")
+    logging.getLogger("sgpn").setLevel(logging.INFO)  # it takes a minute
     bundle = export(weights, output, precision, pt2)
     for part, measures in bundle.manifest.agreement.items():
         told = ", ".join(f"{measure} {value:.2g}" for measure, value in measures.items())

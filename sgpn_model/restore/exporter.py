@@ -5,7 +5,9 @@ external data are, raw bytes at an offset. So a bundle is little larger than its
 precision, and what runs is what the checkpoint says.
 """
 
+import importlib
 import json
+import logging
 import shutil
 import tempfile
 import warnings
@@ -26,6 +28,7 @@ from sgpn_model.weights.bundle import FORMAT, MANIFEST, Bundle, package_version,
 from sgpn_model.weights.checkpoint import load_checkpoint
 from sgpn_model.weights.pretrained import build_networks, find_weights
 
+LOGGER = logging.getLogger("sgpn")
 OPSET = 20  # the first whose GridSample is of pictures and volumes alike; from 18 on all else is there
 # Which tensors of a checkpoint the names of a program's weights mean.
 PREFIXES = {"network.": "network_g.", "prior.regressor.": "network_shape.", "prior.model.": "morphable_model."}
@@ -161,8 +164,10 @@ def export(weights: str | Path, folder: str | Path, precision: str = "fp32", pt2
 
     Raises:
         CheckpointError: the weights cannot be used.
-        ExportError: a network cannot be exported, or a file differs too much from it; nothing is left in the folder then.
+        ExportError: a package is missing, a network cannot be exported, or a file differs too much from it; nothing is left
+            in the folder then.
     """
+    _require_onnx()
     source, folder = find_weights(weights), Path(folder)
     checkpoint = load_checkpoint(source)
     network, prior, template = build_networks(checkpoint)
@@ -173,7 +178,8 @@ def export(weights: str | Path, folder: str | Path, precision: str = "fp32", pt2
         unfinished = Path(place)
         copy = unfinished / source.name
         shutil.copyfile(source, copy)
-        for name, program in parts.items():
+        for number, (name, program) in enumerate(parts.items(), 1):
+            LOGGER.info("writing %s.onnx (%d of %d)", name, number, len(parts))
             traced = _traced(name, program)
             if pt2:
                 torch.export.save(traced, unfinished / f"{name}.pt2")
@@ -181,6 +187,7 @@ def export(weights: str | Path, folder: str | Path, precision: str = "fp32", pt2
             _write_onnx(name, traced, program, unfinished / f"{name}.onnx", None if half else copy)
             if half:
                 _halve(unfinished / f"{name}.onnx")
+        LOGGER.info("comparing the files with PyTorch")
         agreement = {name: _check(name, parts[name], unfinished / f"{name}.onnx", prior, precision) for name in parts}
         manifest = {
             "format": FORMAT,
@@ -205,6 +212,17 @@ def export(weights: str | Path, folder: str | Path, precision: str = "fp32", pt2
     return read_bundle(folder)
 
 
+def _require_onnx() -> None:
+    """Before the first minute of work, and before there is a folder."""
+    for package in ("onnx", "onnxscript"):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ExportError(
+                f'export needs the packages onnx and onnxscript ({error}); run: pip install "sgpn[onnx]"'
+            ) from error
+
+
 def _traced(name: str, program: Program) -> torch.export.ExportedProgram:
     """The part as a program for any batch."""
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
@@ -226,12 +244,8 @@ def _write_onnx(
     name: str, traced: torch.export.ExportedProgram, program: Program, path: Path, weights: Path | None
 ) -> None:
     """Writes an ONNX file; with ``weights``, a checkpoint in the same folder, it reads from there what it can."""
-    try:
-        import onnx
-    except ImportError as error:
-        raise ExportError(
-            f"export needs the packages onnx and onnxscript ({error}); run: pip install sgpn[onnx]"
-        ) from error
+    import onnx
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of names of dimensions

@@ -22,7 +22,7 @@ class OpenvinoEngine(BundleEngine):
         try:
             import openvino
         except ImportError as error:
-            raise OptionError(f"engine 'openvino': {error}; run: pip install sgpn[openvino]") from error
+            raise OptionError(f"engine 'openvino': {error}; run: pip install 'sgpn[openvino]'") from error
         self._core = openvino.Core()
         able = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "auto":

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,15 @@ from sgpn_model.weights.formats import CheckpointError
 from sgpn_model.weights.pretrained import find_weights, load_networks
 
 pytest.importorskip("onnxscript", reason="export needs the packages onnx and onnxscript")
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript"])
+def test_a_missing_package_is_told_before_any_work(tmp_path, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(exporter, "load_checkpoint", lambda _: pytest.fail("the weights were read first"))
+    with pytest.raises(exporter.ExportError, match=r'onnxscript .*run: pip install "sgpn\[onnx\]"'):
+        exporter.export("default", tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
 
 
 def session(path):
@@ -114,11 +124,12 @@ def test_a_file_that_differs_from_pytorch_is_refused(bundle):
         exporter._check("generator", program, path, prior, "fp32")
 
 
-def test_nothing_is_left_of_an_export_that_fails(bundle, tmp_path, monkeypatch):
+def test_nothing_is_left_of_an_export_that_fails(bundle, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(exporter, "_traced", lambda name, program: None)
     monkeypatch.setattr(exporter, "_write_onnx", lambda name, *_: (_ for _ in ()).throw(exporter.ExportError(name)))
-    with pytest.raises(exporter.ExportError, match="regressor"):
+    with pytest.raises(exporter.ExportError, match="regressor"), caplog.at_level("INFO", "sgpn"):
         exporter.export(bundle.weights, tmp_path / "new")
+    assert "writing regressor.onnx (1 of 4)" in caplog.text
     assert not list((tmp_path / "new").iterdir())
 
 
