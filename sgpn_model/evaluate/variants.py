@@ -224,16 +224,18 @@ def markdown(report: Mapping, seeds: int) -> str:
     """The report as Markdown: the table, the differences from the first variant, and the settings."""
     settings = report["settings"]
     lines = [
-        f"# Ablation over {seeds} seeds",
+        f"# Ablation over {seeds} seeds" if seeds > 1 else "# Ablation with one seed",
         "",
-        "Mean over the seeds, and in brackets the lowest and the highest.",
+        "Mean over the seeds, and in brackets the lowest and the highest."
+        if seeds > 1
+        else "One seed says nothing of the spread.",
         "",
     ]
-    lines += _table(report["table"], "{mean:.3f} ({low:.3f} to {high:.3f})")
+    lines += _table(report["table"], "{mean:.3f}" + (" ({low:.3f} to {high:.3f})" if seeds > 1 else ""))
     first = next(iter(settings["changes"]))
     if report["difference"]:
         lines += ["", f"Less {first} with the same seed:", ""]
-        lines += _table(report["difference"], "{mean:+.3f} ({low:+.3f} to {high:+.3f})")
+        lines += _table(report["difference"], "{mean:+.3f}" + (" ({low:+.3f} to {high:+.3f})" if seeds > 1 else ""))
     lines += ["", "| variant | option file | what it changes |", "|---|---|---|"]
     for variant, changes in settings["changes"].items():
         told = ", ".join(f"{key}: {value}" for key, value in changes.items()) or "–"

@@ -152,6 +152,20 @@ class TestRefusals:
         assert not (tmp_path / "out").exists()
 
 
+def test_one_seed_has_no_spread():
+    scores = {0: {"full": {"psnr": 25.0}, "b": {"psnr": 24.0}}}
+    report = {**ablate.compare(scores, ["full", "b"])}
+    report["settings"] = {
+        "changes": {"full": {}, "b": {"x": 1}},
+        "files": {"full": "f.yml", "b": "b.yml"},
+        "options": {},
+    }
+    text = ablate.markdown(report, 1)
+    assert text.startswith("# Ablation with one seed\n")
+    assert "| b | 24.000 |" in text and "| b | -1.000 |" in text
+    assert "| b | 24.000 (24.000 to 24.000) |" in ablate.markdown(report, 2)
+
+
 def test_differences_are_taken_seed_by_seed():
     scores = {
         0: {"degraded input": {"psnr": 20.0}, "full": {"psnr": 25.0}, "b": {"psnr": 24.0}},
