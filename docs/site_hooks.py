@@ -32,6 +32,8 @@ FENCED = re.compile(r"^(```+|~~~+).*?^\1 *$", re.MULTILINE | re.DOTALL)
 DIAGRAM = re.compile(r"^```mermaid\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^()\s#:]+)(#[\w-]*)?\)")
 NAMED_LINK = re.compile(r"(?:\[`([\w.]+)`)?\]\(([^()\s#:]+)(#[\w-]*)?\)")
+PLAIN_CODE = re.compile(r"(?<=<code>)[^<>\n]+(?=</code>)")
+SHORT_WORD = re.compile(r"(?<!\S)\S{1,24}(?!\S)")
 ROLE = re.compile(r":(?:meth|func|class|attr|data|mod):<code>[~.]*([\w.]+)</code>")
 
 
@@ -172,5 +174,9 @@ def drawing_path(source: str) -> Path:
 
 
 def on_page_content(html: str, page: "Page", config: "MkDocsConfig", files: "Files") -> str:
-    """Docstrings refer to each other as Sphinx has it; here the name alone is shown."""
-    return ROLE.sub(r"<code>\1</code>", html)
+    """Docstrings refer to each other as Sphinx has it; here the name alone is shown. Files are named by their own place.
+
+    A short word of code is not divided where a line ends: without that, ``--set`` may end a line after its first hyphen.
+    """
+    html = ROLE.sub(r"<code>\1</code>", html).replace(".ci/typings/sgpn_data/", "data/")
+    return PLAIN_CODE.sub(lambda code: SHORT_WORD.sub(r'<span class="word">\g<0></span>', code[0]), html)

@@ -63,7 +63,8 @@ class RestoredFace:
         fidelity: 0..1 or "auto", as asked for; 0 where a hole is filled.
         person: (D,) float32, coefficients that count in place of the crop's own, NaN where the crop's own do; None: nowhere.
         tone: (256, 3) uint8, the colours of a monochrome crop's grey levels (see :func:`.tone_of`); None for one in colours.
-        restored, render: (S, S, 3) uint8 BGR, the latter the 3D rendering, black outside.
+        restored: (S, S, 3) uint8 BGR.
+        render: (S, S, 3) uint8 BGR, the 3D rendering, black outside.
         render_mask: (S, S) uint8, how much of each pixel the mesh of the rendering covers.
         mask: (S, S) uint8, the paper's mask picture (channel mean of the finest AFFB mask; white trusts the photo, black the
             rendering), or None for a fusion without masks.
