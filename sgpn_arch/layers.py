@@ -71,13 +71,16 @@ def quick_layout(x: torch.Tensor) -> torch.Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
 
+LUMA = (0.299, 0.587, 0.114)  # Rec. 601: how light red, green and blue are
+
+
 def within_patches(image: torch.Tensor, patch: int) -> torch.Tensor:
     """RGB (N, 3, H, W) -> how much lighter each pixel is than the mean of its square of ``patch`` by ``patch`` pixels; the same
     for all three colours. What colours alone do within a square is left out: in a photo that is mostly noise, and JPEG seldom
-    keeps it. (Rec. 601's weights.)
+    keeps it.
     """
     red, green, blue = image.split(1, dim=1)
-    light = 0.299 * red + 0.587 * green + 0.114 * blue
+    light = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
     mean = functional.avg_pool2d(light, patch)
     return (light - functional.interpolate(mean, scale_factor=patch, mode="nearest")).expand_as(image)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgpn_arch.layers import ModulatedConv2d
+from sgpn_arch.layers import LUMA, ModulatedConv2d
 from sgpn_arch.released_names import PriorReport, init_from_prior
 from sgpn_arch.sgpn_arch import SGPN
 from sgpn_arch.stylegan2_arch import ConcatStyleGAN2Generator
@@ -87,7 +87,6 @@ AFTER_ONE, AFTER_TWO = 1.2 * 2**0.5, 2.08
 UNBLUR = torch.tensor([-0.5, 2.0, -0.5])
 # How light varies within a square of 2 x 2 pixels: across, down and both.
 WITHIN = torch.tensor([[1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]).float()
-LUMA = torch.tensor([0.299, 0.587, 0.114])
 
 
 @torch.no_grad()
@@ -199,7 +198,7 @@ def _show_within(first: Any, start: int) -> None:
     Random channels mix it with all else: with these, a network had not learnt to remove a photo's finest noise in 1,100 steps.
     """
     if start + 6 <= len(first.bias):
-        seen = (LUMA[:, None] * WITHIN[:, None]).flatten(1)[:, :, None, None] / first.conv.scale
+        seen = (torch.tensor(LUMA)[:, None] * WITHIN[:, None]).flatten(1)[:, :, None, None] / first.conv.scale
         first.conv.weight[start : start + 6] = torch.cat([seen, -seen])
         first.bias[start : start + 6] = 0
 
