@@ -25,9 +25,19 @@ COMMANDS = {
 }
 
 
+def _have_bars_drawn() -> None:
+    """tqdm, which reads this when it is imported, draws nothing on a terminal that does not say its height.
+
+    findings/tqdm_no_rows.sh shows it.
+    """
+    if sys.stderr.isatty() and not os.get_terminal_size(sys.stderr.fileno()).lines:
+        os.environ.setdefault("TQDM_NROWS", "20")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code: 0 all went well, 1 something failed, 2 wrong usage."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    _have_bars_drawn()
     # Only the file of the command that runs is imported.
     options = vars(build_parser(name for name in COMMANDS if name in arguments[:1]).parse_args(arguments))
     command = options.pop("run")

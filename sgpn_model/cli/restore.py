@@ -226,7 +226,8 @@ def run(
         if told is not None:
             told.write()
             print(f"report: {told.path}")
-    print(f"{summary}: results in {folder}" if summary.failed < len(waiting) else f"{summary}: no results")
+    has_results = summary.before or summary.failed < len(waiting)
+    print(f"{summary}: results in {folder}" if has_results else f"{summary}: no results")
     return 1 if summary.failed or summary.failed_faces else 0
 
 

@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import struct
 import subprocess
 import sys
 import time
@@ -421,3 +422,13 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait() == 141
+
+
+@pytest.mark.parametrize("lines", [0, 24])
+def test_bars_are_drawn_also_where_a_terminal_does_not_say_its_height(lines):
+    fcntl, pty, termios = (pytest.importorskip(name) for name in ("fcntl", "pty", "termios"))
+    code = "from sgpn_model.cli import main; main(['options', 'list']); from tqdm import tqdm; list(tqdm(range(3)))"
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, 80, 0, 0))
+    subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=theirs, check=True)
+    assert "3/3" in os.read(ours, 100_000).decode()

@@ -97,6 +97,10 @@ class TestGoingOn:
         assert run("album", "-r", "-o", "out") == 0
         assert self.times(tmp_path / "out") == first
         assert capsys.readouterr().out.startswith("3 photos done before (--overwrite does them again)")
+        (album / "broken.png").write_text("no picture")
+        assert run("album", "-r", "-o", "out") == 1
+        assert "3 photos done before; 1 failed: results in out" in capsys.readouterr().out
+        (album / "broken.png").unlink()
         assert run("album", "-r", "-o", "out", "--overwrite") == 0
         assert all(value > first[name] for name, value in self.times(tmp_path / "out").items())
 
