@@ -10,7 +10,7 @@ from sgpn_data.astronaut import astronaut, degraded_astronaut
 from sgpn_data.sheet import labelled_grid, write_page_picture
 
 restorer = FaceRestorer.from_pretrained(device="cpu")
-photo = degraded_astronaut({"blur_sigma": 3.0, "downsample": 10.0, "noise": 15.0, "jpeg": 40})
+photo = degraded_astronaut({"blur_sigma": 3.0, "downsample": 6.0, "noise": 15.0, "jpeg": 40})
 points5 = restorer.detector.detect(astronaut())[0].points5
 (face,) = restorer.restore(photo, points5=points5).faces
 columns = {

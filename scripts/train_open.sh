@@ -32,7 +32,13 @@ prior=("path.pretrain_network_shape=$shape")  # which holds the textures too
 train options/train/sgpn_open_128.yml "${prior[@]}"
 train options/train/sgpn_open_256_grown.yml "${prior[@]}" "path.grow_from=$(newest sgpn_open_128)"
 train options/train/sgpn_open_512.yml "${prior[@]}" "path.grow_from=$(newest sgpn_open_256_grown)"
-python "$here/ship_weights.py" "$(newest sgpn_open_512)" --output "$out/sgpn_open.safetensors"
+before=$(newest sgpn_open_512) # again with a discriminator that begins anew, and more of what only large photos have
+train options/train/sgpn_open_512.yml name=sgpn_open_512_again train.total_iter=1400 path.grow_from=~ \
+    "path.pretrain_network_g=$before" "path.pretrain_network_shape=$before" \
+    datasets.train.inpaint.probability=0.2 datasets.train.degradation.presets.clean=6 \
+    datasets.train.degradation.defects.sensor_noise.probability=0.5
+# Holes were tried, but are not filled well enough to be offered.
+python "$here/ship_weights.py" "$(newest sgpn_open_512_again)" --output "$out/sgpn_open.safetensors" --task restore
 
 # 3. The comparisons: three networks of one size, of which one is ours, trained alike.
 [ -n "${COMPARE:-}" ] || exit 0

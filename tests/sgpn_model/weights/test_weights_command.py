@@ -157,7 +157,7 @@ def test_what_was_fetched_has_a_name_too(run, tmp_path):
 def test_show_of_the_default_weights(run):
     code, out, _ = run("show", "default")
     assert code == 0 and out == run("show", "sgpn_open")[1]
-    for text in ("checkpoint of this library", "network_g: SGPN, 7.42 M", "size 256", "network_shape: D3DFR", "(F16"):
+    for text in ("checkpoint of this library", "network_g: SGPN, 7.45 M", "size 512", "network_shape: D3DFR", "(F16"):
         assert text in out
     for text in (
         "open_face with learnt textures (in this file)",
