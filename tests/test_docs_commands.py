@@ -246,7 +246,7 @@ def made(tmp_path_factory, astronaut, tiny_weights):
         face = astronaut[20 + number : 212 + number, 130 + 2 * number : 322 + 2 * number]
         face = cv2.resize(face[:, ::-1] if number % 2 else face, (256, 256))
         cv2.imwrite(str(folder / "faces" / place / f"{number}.png"), face)
-    for name in ("faces256", "faces512"):
+    for name in ("faces256", "faces512", "shards"):
         (folder / name).symlink_to("faces")
     (folder / "demo").mkdir()
     (folder / "tiny.safetensors").symlink_to(tiny_weights)

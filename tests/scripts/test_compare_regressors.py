@@ -28,7 +28,7 @@ def test_picture_and_table(script, astronaut, tmp_path, monkeypatch, capsys):
     """Landmarks are those that the regressor finds in the good photo: there its error is 0, in a degraded one it is not."""
     prior, restorer = script.load_prior("default"), script.FaceRestorer.from_pretrained("default", "cpu")
     (tmp_path / "val").mkdir()
-    face = cv2.resize(astronaut[30:170, 150:290], (256, 256))
+    face = cv2.resize(astronaut[30:170, 150:290], (512, 512))
     cv2.imwrite(str(tmp_path / "val" / "face.png"), face)
     with torch.inference_mode():
         places = prior(to_tensor(face)[None], script.found_points(restorer, face)).landmarks[0]

@@ -127,18 +127,20 @@ def test_the_photo_comes_back_with_detail_that_the_crop_cannot_show(large):
 
 
 def test_of_itself_it_keeps_a_sharp_photo_and_cleans_a_noisy_one(astronaut):
-    """Twice the network's size: a photo comes back, and with noise it comes nearer to the truth than both ends do."""
+    """Twice the network's size: fine structure in the middle of a photo stays, and noise goes as with fidelity 0."""
     restorer = FaceRestorer.from_pretrained(device="cpu")
-    good = np.ascontiguousarray(astronaut[:300, 80:380])
-    good = cv2.resize(good, (512, 512), interpolation=cv2.INTER_CUBIC)
+    size = 2 * restorer.size
+    good = cv2.resize(np.ascontiguousarray(astronaut[:300, 80:380]), (size, size), interpolation=cv2.INTER_CUBIC)
+    squares = np.random.default_rng(5).choice([-20, 20], (size // 2, size // 2)).repeat(2, 0).repeat(2, 1)
+    middle = np.hypot(*(np.mgrid[:size, :size] - size / 2)) < size / 5
+    good = np.clip(good + (squares * middle)[..., None], 0, 255).astype(np.uint8)
     noisy = np.clip(good + np.random.default_rng(0).normal(0, 20, good.shape), 0, 255).astype(np.uint8)
     error = {}
     for name, photo in (("good", good), ("noisy", noisy)):
         for fidelity in ("auto", 0, 1):
             image = restorer.restore(photo, aligned=True, fidelity=fidelity).image
             error[name, fidelity] = np.mean((image.astype(float) - good) ** 2)
-    assert 10 * np.log10(255**2 / error["good", "auto"]) > 45
-    assert error["good", "auto"] < 0.2 * error["good", 0]
+    assert error["good", "auto"] < 0.7 * error["good", 0]
     assert error["noisy", "auto"] < 1.02 * error["noisy", 0] < 0.5 * error["noisy", 1]
 
 
