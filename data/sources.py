@@ -81,6 +81,11 @@ def split_of(name: Path) -> str:
     return "val" if int.from_bytes(digest[:8], "big") < HELD_OUT * 2**64 else "train"
 
 
+def _more(found: list[str]) -> str:
+    """What a warning that names the first says of the others."""
+    return f" ({len(found) - 1} more like it)" if len(found) > 1 else ""
+
+
 class Folder:
     """Files in a folder and its subfolders; ``paths`` is sorted. What cannot be one of them is named in a warning.
 
@@ -101,8 +106,7 @@ class Folder:
             raise ValueError(f"dataset: {root} cannot be read: {closed[0].strerror}")
         for found in (others, [f"{error.filename} cannot be read ({error.strerror})" for error in closed]):
             if found:
-                more = f" ({len(found) - 1} more like it)" if len(found) > 1 else ""
-                LOGGER.warning("dataset: %s, so it is left out%s", found[0], more)
+                LOGGER.warning("dataset: %s, so it is left out%s", found[0], _more(found))
 
     def encoded(self, path: Path) -> np.ndarray | None:
         """A file's bytes (uint8), None where it cannot be read."""
@@ -204,8 +208,7 @@ class Shards:
                     self._places[name] = number, first, size
         self.paths = [root / name for name in sorted(self._places) if is_picture_name(name)]
         if twice:
-            more = f" ({len(twice) - 1} more like it)" if len(twice) > 1 else ""
-            LOGGER.warning("dataset: %s is there twice, of which the first is used%s", root / twice[0], more)
+            LOGGER.warning("dataset: %s is there twice, of which the first is used%s", root / twice[0], _more(twice))
 
     def _read(self, name: str) -> bytes | None:
         if name not in self._places:

@@ -12,12 +12,12 @@ from pathlib import Path, PurePosixPath
 
 import cv2
 
-from sgpn_data.photos import read_photo, take_large_photos
+from sgpn_data.photos import read_photo
 from sgpn_data.sources import SHARD_SUFFIX
 from sgpn_model.bulk.folders import Folder
 from sgpn_model.bulk.listing import result_name
 from sgpn_model.bulk.table import Table, digests
-from sgpn_model.bulk.worker import TRANSFERS, Photo, Trouble, Work, Worker, ahead, fetch, told
+from sgpn_model.bulk.worker import TRANSFERS, Photo, Trouble, Worker, ahead, fetch, told
 from sgpn_model.restore.aligner import Aligner
 
 SHARD = "faces-"
@@ -36,12 +36,9 @@ class AlignWorker(Worker):
 
     doing, done = "aligning", "cut out"
 
-    def __init__(self, work: Work):
-        take_large_photos()
-        self.work = work
-        self.destination = Folder(work.destination)
-        self.table = Table(self.destination)
-        self.aligner = Aligner.build(**work.building)
+    def build(self) -> None:
+        """Makes the aligner ready."""
+        self.aligner = Aligner.build(**self.work.building)
 
     def work_on(self, photos: Sequence[Photo], rows: list[dict]) -> None:
         """Writes a shard, and adds a row for each photo.
@@ -110,6 +107,7 @@ class AlignWorker(Worker):
         """Removes shards that no row names: those of workers that died before they wrote the rows."""
         system, named = destination.system, set(table.read("destination")["destination"].to_pylist())
         system.invalidate_cache()
-        for path in system.glob(destination.place(f"{SHARD}*{SHARD_SUFFIX}")):
-            if destination.told(path.rpartition("/")[2]) not in named:
+        for path in system.find(destination.path, maxdepth=1):
+            name = path.rpartition("/")[2]
+            if name.startswith(SHARD) and name.endswith(SHARD_SUFFIX) and destination.told(name) not in named:
                 system.rm(path)

@@ -77,8 +77,12 @@ class Worker(Watcher):
         self.work = work
         self.destination = Folder(work.destination)
         self.table = Table(self.destination)
-        self.restorer = FaceRestorer.from_pretrained(**work.building)
         self._photos: dict[Path, Photo] = {}  # target -> those under way
+        self.build()
+
+    def build(self) -> None:
+        """Makes what works on the photos ready."""
+        self.restorer = FaceRestorer.from_pretrained(**self.work.building)
 
     def __call__(self, chunk: pa.Table) -> pa.Table:
         """Restores a chunk.

@@ -9,10 +9,9 @@ from typing import Annotated
 from annotated_types import Ge
 
 from sgpn_arch.ranges import Count, Template
-from sgpn_model.cli.arguments import add_cluster, add_detector, add_device, typed
+from sgpn_model.cli.arguments import CLUSTER, add_cluster, add_detector, add_device, typed
 
 DEMO_PHOTOS = 12  # of whose names a hash holds two back for validation
-CLUSTER = ("column", "retry_failed", "workers", "cores", "chunk", "address")  # of add_cluster
 DESCRIPTION = "Cut the faces out of photos, aligned, as OUT/NAME_00.png, ... and find their 68 landmarks."
 
 

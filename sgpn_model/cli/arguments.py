@@ -96,6 +96,9 @@ def add_engine(parser: argparse.ArgumentParser, threads: bool = True) -> None:
         )
 
 
+CLUSTER = ("column", "retry_failed", "workers", "cores", "chunk", "address")  # what add_cluster adds
+
+
 def add_cluster(parser: argparse._ActionsContainer) -> None:
     """How many workers take what of a manifest's photos, and where."""
     add = parser.add_argument

@@ -69,16 +69,21 @@ def same(first, second):
     )
 
 
+def same_items(folder, dense_root, workers):
+    """Two epochs of a dataset's five items are the folder's."""
+    loose, dense = dataset(folder), dataset(dense_root)
+    assert len(loose) == len(dense) == 5
+    for epoch in (0, 1):
+        dense.set_epoch(epoch)
+        loose.set_epoch(epoch)
+        items = list(DataLoader(dense, batch_size=None, num_workers=workers))
+        assert all(same(loose[index], item) for index, item in enumerate(items))
+
+
 class TestItems:
     @pytest.mark.parametrize("workers", [0, 2])
     def test_are_those_of_the_folder_bit_by_bit(self, folder, packed, workers):
-        loose, dense = dataset(folder), dataset(packed)
-        assert len(loose) == len(dense) == 5
-        for epoch in (0, 1):
-            dense.set_epoch(epoch)
-            loose.set_epoch(epoch)
-            items = list(DataLoader(dense, batch_size=None, num_workers=workers))
-            assert all(same(loose[index], item) for index, item in enumerate(items))
+        same_items(folder, packed, workers)
 
     def test_in_memory_and_mixed_with_a_folder(self, folder, packed):
         loose = dataset(folder)
@@ -235,13 +240,7 @@ class TestShards:
 
     @pytest.mark.parametrize("workers", [0, 2])
     def test_are_those_of_the_folder_bit_by_bit(self, folder, shards, workers):
-        loose, dense = dataset(folder), dataset(shards)
-        assert len(loose) == len(dense) == 5
-        for epoch in (0, 1):
-            dense.set_epoch(epoch)
-            loose.set_epoch(epoch)
-            items = list(DataLoader(dense, batch_size=None, num_workers=workers))
-            assert all(same(loose[index], item) for index, item in enumerate(items))
+        same_items(folder, shards, workers)
 
     def test_options(self, folder, shards):
         for size, count in ((1, 5), (80, 4), (128, 1)):

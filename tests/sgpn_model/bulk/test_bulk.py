@@ -361,14 +361,14 @@ class TestShards:
 
     def test_a_shard_without_rows_is_done_again_and_goes(self, aligning, album, tmp_path):
         """As where a worker was killed between the two."""
-        destination, table = Folder(str(tmp_path / "out")), Table(Folder(str(tmp_path / "out")))
+        destination, table = Folder(str(tmp_path / "out [1]")), Table(Folder(str(tmp_path / "out [1]")))
         align = AlignWorker(Work(destination.url, 1, f"{album}/", building=aligning))
         align(chunk(album, "1950/a.jpg", "b.png"))
-        first = {path.name for path in (tmp_path / "out").glob("*.tar")}
-        shutil.rmtree(tmp_path / "out/table")
+        first = {path.name for path in (tmp_path / "out [1]").glob("*.tar")}
+        shutil.rmtree(tmp_path / "out [1]/table")
         align(chunk(album, "1950/a.jpg"))
         AlignWorker.settle(destination, table)
-        left = {path.name for path in (tmp_path / "out").glob("*.tar")}
+        left = {path.name for path in (tmp_path / "out [1]").glob("*.tar")}
         assert len(left) == 1 and not left & first
 
     def test_a_full_destination(self, aligning, album, tmp_path, monkeypatch):

@@ -140,6 +140,7 @@ def test_of_itself_it_keeps_a_sharp_photo_and_cleans_a_noisy_one(astronaut):
         for fidelity in ("auto", 0, 1):
             image = restorer.restore(photo, aligned=True, fidelity=fidelity).image
             error[name, fidelity] = np.mean((image.astype(float) - good) ** 2)
+    assert 10 * np.log10(255**2 / error["good", "auto"]) > 35
     assert error["good", "auto"] < 0.7 * error["good", 0]
     assert error["noisy", "auto"] < 1.02 * error["noisy", 0] < 0.5 * error["noisy", 1]
 
