@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import importlib
 import io
 import os
 import re
@@ -354,7 +355,7 @@ def test_a_disk_that_fills_up_leaves_nothing(server, folder, monkeypatch, moment
     if moment == "making the part":
         monkeypatch.setattr("tempfile.NamedTemporaryFile", fail)
     elif moment == "writing":
-        monkeypatch.setattr(sys.modules["gdown.download"], "open", Full, raising=False)
+        monkeypatch.setattr(importlib.import_module("gdown.download"), "open", Full, raising=False)
     else:
         monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(DownloadError, match="the disk is full: make room .No space left on device"):
