@@ -23,7 +23,7 @@ from sgpn_arch.schema import Options
 from .alignment import scale_points, template_points
 from .degradation import DEGRADATIONS, build_degradation
 from .masks import BrushMasks, MaskOptions
-from .pasting import fill_hole
+from .pasting import fill_hole, spread_into_hole
 from .sources import LANDMARKS_FILE, Folder, Lmdb, Shards, decode, fault, open_source, open_split, points68
 from .tensors import to_tensor
 
@@ -194,7 +194,7 @@ class FaceRestorationDataset(Dataset):
         degraded = image if self.degradation is None else self._degraded(image, rng)
         mask = None if self.masks is None else self._hole(rng)
         if mask is not None:
-            degraded = fill_hole(degraded, mask)
+            degraded = (fill_hole if self.masks.options.fill == "white" else spread_into_hole)(degraded, mask)
         item = {
             "lq": to_tensor(degraded),
             "hq": to_tensor(image),

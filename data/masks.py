@@ -5,7 +5,7 @@ same seed gives the same mask at every size. Free-form masks are those of Yu et 
 Convolution, 2019); how ours are drawn is a choice of ours, for the paper does not describe its own.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import cv2
 import numpy as np
@@ -17,6 +17,7 @@ from sgpn_arch.schema import Options, Span
 HOLE = 255
 
 Part = Annotated[float, Gt(0), Le(1)]
+Fill = Literal["white", "rendering"]
 
 
 class MaskOptions(Options):
@@ -36,6 +37,9 @@ class MaskOptions(Options):
     """Standard deviation of the angle between two straight pieces, radians."""
     shape_probability: Fraction = 0.0
     """Chance that a piece is an ellipse or a rectangle instead of a stroke."""
+    fill: Fill = "white"
+    """What networks see in the hole: "white", as in the paper, or "rendering", the shape prior's, in colours that go on from the
+    hole's border (a choice of ours); the regressor, which comes first, sees the surroundings' colours there."""
 
 
 # The grid on which a mask is composed before it is drawn at its size. What shows of it is below a pixel.

@@ -44,6 +44,8 @@ NEIGHBOUR_REACH = 0.5
 HOLE_LEVEL, HOLE_FEATHER = 128, 2
 # What a network sees in the hole, as in the pictures of the paper's and of GPEN's inpainting: white.
 FILL = 255
+# Over which part of the picture's side a rendering in a hole fades in, from the border of the face.
+RENDER_FEATHER = 6 / 512
 
 
 class Face(Protocol):
@@ -291,6 +293,63 @@ def fill_hole(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """A copy of ``image`` (H, W, 3), uint8 or float in [0, 1], that is white where ``mask`` (H, W) is not 0."""
     white = np.full_like(image, FILL if image.dtype == np.uint8 else FILL / 255)
     return cv2.copyTo(white, (mask > 0).astype(np.uint8), image.copy())
+
+
+def spread_into_hole(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A copy of ``image`` (H, W, 3), uint8 or float in [0, 1], whose colours go on smoothly where ``mask`` (H, W) is not 0.
+
+    Pull-push (Gortler et al., The Lumigraph, 1996): averages of what is known, coarser and coarser, until there are no gaps;
+    then each gap is filled from the next coarser level. Only the surroundings of the hole count, as far as it is wide.
+    """
+    left, top, width, height = cv2.boundingRect((mask > 0).astype(np.uint8))
+    box = np.s_[max(top - height, 0) : top + 2 * height, max(left - width, 0) : left + 2 * width]
+    known = (mask[box] == 0).astype(np.float32)
+    result = image.copy()
+    if known.any():
+        filled = _pull_push(image[box].astype(np.float32), known)
+        cv2.copyTo(_of_type(filled, image.dtype), 1 - known.astype(np.uint8), result[box])
+    return result
+
+
+def _pull_push(image, weight):
+    height, width = weight.shape
+    if weight.min() == 1 or max(height, width) == 1:
+        return image
+    half = max(width // 2, 1), max(height // 2, 1)
+    mean = cv2.resize(weight, half, interpolation=cv2.INTER_AREA)
+    coarse = (
+        cv2.resize(image * weight[..., None], half, interpolation=cv2.INTER_AREA) / np.maximum(mean, 1e-6)[..., None]
+    )
+    # A place of which a quarter is known is as good as known: only true gaps are asked of the next level.
+    coarse = _pull_push(coarse, np.minimum(4 * mean, 1))
+    behind = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
+    return behind + weight[..., None] * (image - behind)
+
+
+def render_into_hole(image: np.ndarray, mask: np.ndarray, render: np.ndarray, covered: np.ndarray) -> np.ndarray:
+    """A copy of ``image`` (S, S, 3), uint8 or float in [0, 1], that shows a rendering where ``mask`` (S, S) is not 0.
+
+    The colours of the ``render`` are led over into the photo's: what the photo differs by beside the hole goes on smoothly
+    into it. Where the hole is not ``covered`` (S, S, 0 or not) by the rendered face, the surroundings go on alone. A choice
+    of ours: a generator then has less to invent, and the shape prior decides where an eye or a mouth belongs.
+    """
+    size = len(mask)
+    hole, face = mask > 0, covered > 0
+    result = spread_into_hole(image, mask).astype(np.float32)
+    beside = (hole | ~face).astype(np.uint8)
+    if beside.all():
+        return _of_type(result, image.dtype)
+    drawn = render.astype(np.float32)
+    drawn += spread_into_hole(image.astype(np.float32) - drawn, beside)
+    inside = cv2.GaussianBlur(
+        face.astype(np.float32), (0, 0), RENDER_FEATHER / 2 * size, borderType=cv2.BORDER_REPLICATE
+    )
+    share = (np.clip(2 * inside - 1, 0, 1) * hole)[..., None]
+    return _of_type(result + share * (drawn - result), image.dtype)
+
+
+def _of_type(picture, dtype):
+    return to_levels(picture) if dtype == np.uint8 else picture.astype(dtype)
 
 
 def match_hole(face: Face) -> np.ndarray:

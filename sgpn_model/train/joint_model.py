@@ -16,6 +16,7 @@ from sgpn_arch.fusion_arch import mask_pictures
 from sgpn_arch.ranges import Amount, Count, Told, Whole
 from sgpn_arch.registry import LOSS_REGISTRY, MODEL_REGISTRY
 from sgpn_arch.schema import SWITCHABLE, Options
+from sgpn_data.pasting import render_into_hole
 from sgpn_model.config.registries import build_metric
 from sgpn_model.config.sections import Loss
 from sgpn_model.train.initialise import grow, initialise_from_prior, start_from_input
@@ -142,6 +143,8 @@ class SGPNModel(TrainingModel):
             self.optimizer("optim_d", self.networks["network_d"].parameters(), train.optim_d)
             self.networks["network_d"].requires_grad_(False)  # but in its own step
         self.metrics = {name: self._metric(name) for name in self.file.val.metrics}
+        holes = getattr(self.file.datasets.train, "inpaint", None)
+        self._draws_into_holes = holes is not None and holes.fill == "rendering"
 
     def _frozen_regressor(self, shape: nn.Module) -> nn.Module:
         """The regressor of L_3dlm and L_mesh: the paper's is the one from before stage 1, which adapted it to degraded faces."""
@@ -179,6 +182,7 @@ class SGPNModel(TrainingModel):
         holes = getattr(data, "inpaint", None)
         return {
             "task": "restore" if holes is None else "inpaint" if holes.probability == 1 else "restore and inpaint",
+            "hole": "white" if holes is None else holes.fill,
             "protocol": self.prior.protocol,
             "template": getattr(data, "template", "ffhq"),
             "size": self.networks["network_g"].size,
@@ -258,7 +262,22 @@ class SGPNModel(TrainingModel):
         transform = self.prior.transform(self.photo_points5, self.photo.shape[-1])
         with self.autocast():
             coeffs = self.prior.coefficients(self.photo, transform)
-        return self.prior.draw(coeffs.float(), self.prior.transform(self.batch["points5"], self.size), self.size)
+        shape = self.prior.draw(coeffs.float(), self.prior.transform(self.batch["points5"], self.size), self.size)
+        if self._draws_into_holes and "mask" in self.batch:
+            self._draw_into_holes(shape)
+        return shape
+
+    def _draw_into_holes(self, shape: ShapeResult) -> None:
+        """Puts the rendering into the holes of the degraded photos, once it is known."""
+        masks = F.adaptive_max_pool2d(self.batch["mask"], self.size)[:, 0].cpu().numpy()
+        for number in masks.any(axis=(1, 2)).nonzero()[0]:
+            photo, render = (
+                (pictures[number].detach().float().cpu().numpy().transpose(1, 2, 0) + 1) / 2
+                for pictures in (self.batch["lq"], shape.render)
+            )
+            covered = shape.mask[number, 0].detach().float().cpu().numpy() > 0.5
+            drawn = render_into_hole(photo, masks[number], render, covered).transpose(2, 0, 1) * 2 - 1
+            self.batch["lq"][number] = torch.from_numpy(drawn).to(self.batch["lq"])
 
     def _restore(self, network: nn.Module, shape: ShapeResult, **options) -> Tensor:
         with self.autocast():
