@@ -199,6 +199,7 @@ def export(weights: str | Path, folder: str | Path, precision: str = "fp32", pt2
             "template": template,
             "protocol": prior.protocol,
             "task": checkpoint.metadata.get("task", "restore"),
+            "hole": checkpoint.metadata.get("hole", "white"),
             "uses_render": getattr(network, "uses_render", True),
             "licence": checkpoint.metadata.get("licence"),
             "agreement": agreement,

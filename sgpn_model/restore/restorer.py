@@ -22,7 +22,16 @@ from sgpn_data.alignment import (
     warp,
 )
 from sgpn_data.detection import Detection, Detector, FaceChoice, build_detector
-from sgpn_data.pasting import aligned_at_size_of, blend_hole, fill_hole, hole_of, match_hole, paste_faces
+from sgpn_data.pasting import (
+    aligned_at_size_of,
+    blend_hole,
+    fill_hole,
+    hole_of,
+    match_hole,
+    paste_faces,
+    render_into_hole,
+    spread_into_hole,
+)
 from sgpn_data.photos import to_grey, tone_of, toned
 from sgpn_data.tensors import to_pictures, to_planes
 from sgpn_model.restore.background import SCALES, Background, resized
@@ -147,6 +156,7 @@ class FaceRestorer:
             authors do it (but each from the untouched photo, so that the order of the faces does not matter).
         device: where the networks run.
         task: what the weights were trained for: "restore", "inpaint", that is to fill holes, or "restore and inpaint".
+        hole: what they see in a hole: "white" or "rendering", see :class:`sgpn_data.masks.MaskOptions`.
         precision: "fp32", "bf16", "fp16" (CUDA only) or "auto", which is what the device multiplies in hardware; see
             :func:`.choose_precision`. A network without ``for_inference`` keeps its own. On the demonstration's
             face bf16 and fp32 differ by at most 2 of 255 grey levels (PSNR 54 dB; 64 dB in the photo). "fp32" is the prior's too.
@@ -170,19 +180,28 @@ class FaceRestorer:
         precision: str = "auto",
         fidelity: float | str = "auto",
         background: str = "lanczos",
+        hole: str = "white",
     ):
         from sgpn_model.restore.engines.torch_engine import TorchEngine
 
-        self._take(TorchEngine(network, prior, device, precision), template, detector, task, fidelity, background)
+        self._take(TorchEngine(network, prior, device, precision), template, detector, task, hole, fidelity, background)
 
     def _take(
-        self, engine: Engine, template: str, detector: Detector, task: str, fidelity: float | str, background: str
+        self,
+        engine: Engine,
+        template: str,
+        detector: Detector,
+        task: str,
+        hole: str,
+        fidelity: float | str,
+        background: str,
     ) -> None:
         #: What runs the networks.
         self.engine = engine
         self.template = template
         self.detector = detector
         self.task = task
+        self.hole = hole
         self.fidelity = checked_fidelity(fidelity)
         self.background = Background(background, engine.device)
         self._recipe: dict | None = None
@@ -218,7 +237,7 @@ class FaceRestorer:
         opened = open_engine(engine, path, device, precision, threads)
         restorer = cls.__new__(cls)
         finder = build_detector(detector, opened.engine.device, allow_download)
-        restorer._take(opened.engine, opened.template, finder, opened.task, fidelity, background)
+        restorer._take(opened.engine, opened.template, finder, opened.task, opened.hole, fidelity, background)
         restorer._recipe = {
             "weights": str(weights if path.parent == WEIGHTS_FOLDER else path.resolve()),
             "device": device,
@@ -284,9 +303,10 @@ class FaceRestorer:
                 points are the detector's where that is sure of them, else the template's.
             only_largest: restore only the largest face; ignored when ``aligned`` or with ``points5``.
             mask: uint8 HxW or HxWx3, white (from 128 on, in all channels) where the photo is to be filled. The networks
-                and the detector see white there, as in training. Only the hole is replaced, softened over two pixels
-                around it: the rest of the photo stays as it is, its size too, and so does what of the hole lies outside
-                the faces' crops. Faces that the hole does not touch are left alone.
+                and the detector see white there, or the surroundings' colours and then the face's rendering, as in training.
+                Only the hole is replaced, softened over two pixels around it: the rest of the photo stays as it is, its
+                size too, and so does what of the hole lies outside the faces' crops. Faces that the hole does not touch are
+                left alone.
             points5: (N, 5, 2), or (5, 2) for one face: where the faces are, in OpenCV pixels of the photo, in the order of
                 :class:`sgpn_data.detection.Detection`. Nothing is searched then.
             fidelity: of this photo; None is the restorer's own.
@@ -362,7 +382,8 @@ class FaceRestorer:
             LOGGER.warning(
                 "these weights were not trained to fill holes, so expect little of it; train some with options/task/inpaint.yml"
             )
-        seen = bgr if hole is None else fill_hole(bgr, hole)
+        fill = fill_hole if self.hole == "white" else spread_into_hole
+        seen = bgr if hole is None else fill(bgr, hole)
         places = None if points5 is None else _checked_points(points5, aligned)
         detections, left_out = [], 0
         if not aligned and places is None:
@@ -377,7 +398,7 @@ class FaceRestorer:
                 levels, size = hole.astype(np.uint8) * 255, (self.size, self.size)
                 border = "constant" if self.as_released else "reflect"
                 face.hole = (resize(levels, size) if aligned else warp(levels, face.matrix, size, border)) > 0
-                face.crop = fill_hole(face.crop, face.hole)
+                face.crop = fill(face.crop, face.hole)
         faces = [face for face in found if face.hole is None or face.hole.any()]
         if not self.as_released:
             for face in faces:
@@ -431,9 +452,19 @@ class FaceRestorer:
         not help, ``failed`` is set.
         """
         for start in range(0, len(faces), BATCH_SIZE):
-            failed = self._restore_batch(faces[start : start + BATCH_SIZE], shape_only)
+            batch = faces[start : start + BATCH_SIZE]
+            if self.hole == "rendering" and not shape_only:
+                self._draw_into_holes([face for face in batch if face.hole is not None])
+            failed = self._restore_batch(batch, shape_only)
             if failed and self._in_full_precision is not None:
                 self._in_full_precision._restore_batch(failed, shape_only)
+
+    def _draw_into_holes(self, faces: Sequence[RestoredFace]) -> None:
+        """Puts the faces' renderings into their holes, once the shape prior has made them."""
+        if faces:
+            self._restore_batch(faces, shape_only=True)
+        for face in faces:
+            face.crop = render_into_hole(face.crop, face.hole, face.render, face.render_mask > 127)
 
     @functools.cached_property
     def _in_full_precision(self) -> "FaceRestorer | None":

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 from sgpn_arch.errors import OptionError
 from sgpn_arch.files import sha256_of
 from sgpn_arch.schema import Options
+from sgpn_data.masks import Fill
 from sgpn_model.weights.formats import CheckpointError
 
 FORMAT = "sgpn-bundle"
@@ -51,7 +52,9 @@ class Manifest(Options):
     protocol: Literal["open", "released"]
     """How they are cut out and pasted back, see :class:`ShapePrior`."""
     task: str
-    """What the weights were trained for: "restore" or "inpaint"."""
+    """What the weights were trained for: "restore", "inpaint" or "restore and inpaint"."""
+    hole: Fill = "white"
+    """What the networks see in a hole, see :class:`.MaskOptions`."""
     uses_render: bool
     """Whether the generator takes the rendering."""
     licence: str | None = None

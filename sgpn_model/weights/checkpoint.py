@@ -31,6 +31,7 @@ from sgpn_arch.ranges import Told, Whole
 from sgpn_arch.registry import ARCH_REGISTRY
 from sgpn_arch.schema import Options
 from sgpn_arch.state_dicts import build_for, is_finite, load_strictly, tensors_in
+from sgpn_data.masks import Fill
 from sgpn_model.weights.formats import CHECKPOINT_FORMAT as FORMAT
 from sgpn_model.weights.formats import KINDS, CheckpointError, kind_of
 
@@ -84,6 +85,8 @@ class Metadata(_Described):
     """How a crop is brought to the regressor, see :class:`ShapePrior`."""
     task: str = "restore"
     """What it was trained for: "restore", "inpaint", or "restore and inpaint"."""
+    hole: Fill = "white"
+    """What its networks see in a hole, see :class:`.MaskOptions`."""
     morphable_model: ModelFacts | None = None
     """The model that its coefficients are of."""
     step: Whole | None = None

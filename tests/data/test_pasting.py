@@ -15,7 +15,17 @@ from oracles.pictures import similarity, smooth_picture
 from sgpn_data import alignment as al
 from sgpn_data import pasting as module
 from sgpn_data.alignment import align_face, template_points, transform_points
-from sgpn_data.pasting import blend_hole, feather_mask, fill_hole, match_seam, ownership, paste_face, paste_faces
+from sgpn_data.pasting import (
+    blend_hole,
+    feather_mask,
+    fill_hole,
+    match_seam,
+    ownership,
+    paste_face,
+    paste_faces,
+    render_into_hole,
+    spread_into_hole,
+)
 
 
 @dataclass
@@ -264,3 +274,88 @@ def test_a_hole_is_filled_with_white(dtype, white):
     filled = fill_hole(image, mask)
     assert (filled[1, 2] == white).all() and filled.sum() == 3 * white and not image.any()
     assert filled.dtype == dtype
+
+
+@st.composite
+def photo_with_hole(draw):
+    """A random photo (H, W, 3) uint8 and a mask with a hole that leaves something of it."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    height, width = draw(st.integers(2, 40)), draw(st.integers(2, 40))
+    photo = rng.integers(40, 200, (height, width, 3), dtype=np.uint8)
+    mask = np.zeros((height, width), np.uint8)
+    top, left = draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))
+    mask[top : top + draw(st.integers(1, height)), left : left + draw(st.integers(1, width))] = 255
+    mask[0, 0] = 0
+    return photo, mask
+
+
+@given(photo_with_hole(), st.booleans())
+def test_surroundings_go_on_into_a_hole(case, as_float):
+    """No colour that is not around it, nothing of what was there, and the rest stays."""
+    photo, mask = case
+    photo = photo.astype(np.float32) / 255 if as_float else photo
+    hole = mask > 0
+    other = photo.copy()
+    other[hole] = 0
+    filled = spread_into_hole(photo, mask)
+    assert filled.dtype == photo.dtype and np.array_equal(filled[~hole], photo[~hole])
+    assert np.array_equal(filled, spread_into_hole(other, mask))
+    if hole.any():
+        known = photo[~hole]
+        assert (filled[hole] >= known.min(axis=0) - 1e-5).all() and (filled[hole] <= known.max(axis=0) + 1e-5).all()
+
+
+def test_a_slope_goes_on_through_a_hole():
+    slope = np.repeat(np.linspace(40, 200, 128)[None], 128, axis=0)[..., None].repeat(3, axis=2).astype(np.uint8)
+    mask = np.zeros((128, 128), np.uint8)
+    mask[50:80, 40:70] = 255
+    assert np.abs(spread_into_hole(slope, mask).astype(int) - slope).max() < 14  # of the 38 that it rises in the hole
+    assert np.abs(spread_into_hole(slope, mask).astype(int) - slope).mean(where=mask[..., None] > 0) < 4
+
+
+def test_a_hole_without_surroundings_stays():
+    photo = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    assert np.array_equal(spread_into_hole(photo, np.full((8, 8), 255, np.uint8)), photo)
+
+
+class TestRenderIntoHole:
+    @pytest.fixture
+    def face(self):
+        """(rendering, where it is): a textured disc."""
+        rendering = cv2.GaussianBlur(np.random.default_rng(1).uniform(0, 255, (128, 128, 3)), (0, 0), 4)
+        covered = np.zeros((128, 128), np.uint8)
+        cv2.circle(covered, (64, 64), 45, 1, -1)
+        return (np.clip((rendering - 127) * 6 + 127, 20, 200) * (covered[..., None] > 0)).astype(np.uint8), covered
+
+    @pytest.mark.parametrize("dtype, scale", [(np.uint8, 1), (np.float32, 1 / 255)])
+    def test_a_rendering_that_is_the_face_in_another_light_fills_it(self, face, dtype, scale):
+        rendering, covered = face
+        photo = rendering + np.array([30, 10, 0], np.uint8)
+        mask = np.zeros((128, 128), np.uint8)
+        cv2.line(mask, (40, 60), (90, 70), 255, 12)
+        holed = photo.copy()
+        holed[mask > 0] = 255
+        drawn = (
+            render_into_hole((holed * scale).astype(dtype), mask, (rendering * scale).astype(dtype), covered) / scale
+        )
+        assert np.abs(drawn - photo).max() < 2
+        plain = spread_into_hole(holed, mask).astype(int)
+        assert np.abs(plain - photo)[mask > 0].mean() > 5, "the surroundings alone would not do"
+
+    def test_beside_the_face_the_surroundings_go_on(self, face):
+        rendering, covered = face
+        photo = np.full((128, 128, 3), 77, np.uint8)
+        mask = np.zeros((128, 128), np.uint8)
+        mask[:, :30] = mask[64, 64] = 255
+        drawn = render_into_hole(photo, mask, rendering, covered)
+        outside = (mask > 0) & (cv2.dilate(covered, np.ones((9, 9))) == 0)
+        assert np.array_equal(drawn[mask == 0], photo[mask == 0]) and (drawn[outside] == 77).all()
+
+    @pytest.mark.parametrize("everything", [False, True])
+    def test_without_a_face_in_sight_the_surroundings_go_on(self, face, everything):
+        """No face at all, or none that is not wholly in the hole."""
+        rendering, covered = face
+        photo = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+        mask = covered if everything else np.eye(128, dtype=np.uint8)
+        drawn = render_into_hole(photo, mask, rendering, covered if everything else np.zeros_like(covered))
+        assert np.array_equal(drawn, spread_into_hole(photo, mask))

@@ -37,7 +37,9 @@ def dome_model() -> dict[str, torch.Tensor]:
     }
 
 
-def write_tiny_weights(path: str | Path, backbone: str = "resnet18", task: str = "restore and inpaint") -> str:
+def write_tiny_weights(
+    path: str | Path, backbone: str = "resnet18", task: str = "restore and inpaint", hole: str = "white"
+) -> str:
     """Writes the checkpoint and returns its path."""
     archs = {
         "network_g": {"type": "SGPN", "size": 64, "width": 0.02, "max_channels": 16, "style_dim": 16, "latent_dim": 8},
@@ -46,7 +48,7 @@ def write_tiny_weights(path: str | Path, backbone: str = "resnet18", task: str =
     archs["network_g"]["coeff_dim"] = 4 + 3 + 5 + 3 + 27 + 3
     torch.manual_seed(0)
     states = {name: build_network(opt).state_dict() for name, opt in archs.items()}
-    metadata = {"archs": archs, "template": "ffhq", "step": 0, "version": "0.1.0", "task": task}
+    metadata = {"archs": archs, "template": "ffhq", "step": 0, "version": "0.1.0", "task": task, "hole": hole}
     model = MorphableModel(**dome_model(), name="dome")
     save_checkpoint(path, states, metadata, morphable_model=model)
     return str(path)

