@@ -36,6 +36,7 @@ SAMPLE_SIZE = 256  # pixels of their sides
 STEADINESS = 0.75
 # Grey levels of difference at which that falls to 1 / e; twice the median difference where that is more, as in a noisy film.
 SAME_LEVELS = 10.0
+COMPARED = 256  # pixels of the sides of the crops that are compared for it
 
 
 @dataclass
@@ -332,20 +333,22 @@ def steadied(face: RestoredFace, number: int, before: Before | None) -> np.ndarr
     """
     if before is None or before.number != number - 1:
         return face.restored
-    size = len(face.crop)
-    pair = (cv2.resize(crop, (256, 256), interpolation=cv2.INTER_AREA) for crop in (face.crop, before.crop))
-    now, past = (cv2.cvtColor(crop, cv2.COLOR_BGR2GRAY) for crop in pair)
+    # Movement and differences are looked at in smaller pictures, which takes a quarter of the time.
+    size, small = len(face.crop), (COMPARED, COMPARED)
+    now, past = (cv2.resize(crop, small, interpolation=cv2.INTER_AREA) for crop in (face.crop, before.crop))
     dense = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)  # type: ignore[attr-defined]
-    flow = dense.calc(now, past, None)
-    flow = cv2.resize(flow, (size, size), interpolation=cv2.INTER_LINEAR) * (size / 256)
-    grid = np.stack(np.meshgrid(np.arange(size, dtype=np.float32), np.arange(size, dtype=np.float32)), axis=2)
-    places = grid + flow
-    then, drawn = (
-        cv2.remap(picture, places[..., 0], places[..., 1], kernel, borderMode=cv2.BORDER_REFLECT).astype(np.float32)
-        for picture, kernel in ((before.crop, cv2.INTER_LINEAR), (before.restored, cv2.INTER_LANCZOS4))
-    )
-    off = np.linalg.norm(
-        cv2.GaussianBlur(face.crop.astype(np.float32) - then, (0, 0), size / 128), axis=2, keepdims=True
-    )
+    flow = dense.calc(*(cv2.cvtColor(crop, cv2.COLOR_BGR2GRAY) for crop in (now, past)), None)
+    then = moved_along(past, flow, cv2.INTER_LINEAR)
+    off = cv2.GaussianBlur(now.astype(np.float32) - then, (0, 0), COMPARED / 128)
+    off = np.sqrt(np.einsum("hwc,hwc->hw", off, off))
     weight = STEADINESS * np.exp(-np.square(off / max(SAME_LEVELS, 2 * float(np.median(off)))))
-    return np.rint(face.restored + weight * (drawn - face.restored)).clip(0, 255).astype(np.uint8)
+    weight, flow = (cv2.resize(field, (size, size), interpolation=cv2.INTER_LINEAR) for field in (weight, flow))
+    drawn = moved_along(before.restored, flow * np.float32(size / COMPARED), cv2.INTER_CUBIC)
+    return cv2.blendLinear(drawn, face.restored, weight, 1 - weight)
+
+
+def moved_along(picture: np.ndarray, flow: np.ndarray, kernel: int) -> np.ndarray:
+    """A picture (H, W, 3) looked up at each place plus ``flow`` (H, W, 2) pixels; beyond its border it is mirrored."""
+    height, width = flow.shape[:2]
+    grid = np.stack(np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)), axis=2)
+    return cv2.remap(picture, grid + flow, None, kernel, borderMode=cv2.BORDER_REFLECT)
