@@ -77,8 +77,8 @@ class FaceDatasetOptions(LoaderOptions):
     degradation: DegradationSection | None = {}
     """What makes the degraded picture; ~ leaves it equal to the good one."""
     inpaint: MaskOptions | None = None
-    """A hole that is cut into the degraded picture, after the degradation if there is one, and filled with white, a choice of
-    ours; points and landmarks stay. ~: no hole."""
+    """A hole that is cut into the degraded picture, after the degradation if there is one; points and landmarks stay.
+    ~: no hole."""
     use_hflip: bool | None = None
     """Flip half of the draws left to right; by default only in training."""
     seed: Whole = 0
@@ -130,7 +130,7 @@ class FaceRestorationDataset(Dataset):
     An item is a dict: ``lq`` and ``hq`` float32 (3, S, S) RGB in [-1, 1]; ``points5`` float32 (5, 2) and
     ``landmarks68`` float32 (68, 2) in OpenCV pixels of the item; ``path`` str; ``stored_size`` int, pixels of the photo as
     it is stored, which is enlarged where that is less than S; and with ``inpaint``
-    ``mask`` float32 (1, S, S), 1 in the hole, which is white in lq. With known landmarks, points5
+    ``mask`` float32 (1, S, S), 1 in the hole, which lq shows as ``fill`` says. With known landmarks, points5
     are derived from them (``five_points``); otherwise landmarks68 is NaN and points5 is the template,
     which aligned images follow.
 
@@ -192,8 +192,9 @@ class FaceRestorationDataset(Dataset):
             image = cv2.flip(image, 1)  # contiguous, unlike a view, from which all that follows would be slow
             landmarks, points5 = mirror_points(landmarks, self.size), mirror_points(points5, self.size)
         degraded = image if self.degradation is None else self._degraded(image, rng)
-        mask = None if self.masks is None else self._hole(rng)
-        if mask is not None:
+        mask = None
+        if self.masks is not None:
+            mask = self._hole(rng)
             degraded = (fill_hole if self.masks.options.fill == "white" else spread_into_hole)(degraded, mask)
         item = {
             "lq": to_tensor(degraded),

@@ -26,7 +26,7 @@ READ_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".heic", ".heif", ".hif", ".tif", ".tiff", ".bmp",
     ".dib", ".gif", ".jp2", ".j2k", ".jpx", ".tga", ".psd", ".pcx", ".qoi", ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
-WRITE_SUFFIXES = (".jpg", ".jpeg", ".png")
+WRITE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png")
 DEEP_SUFFIXES = (".png", ".tif", ".tiff")  # of the files that may have 16 bits
 JPEG_QUALITY = 95
 JPEG_SIDE = 65_500  # the longest that libjpeg writes

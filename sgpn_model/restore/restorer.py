@@ -454,17 +454,18 @@ class FaceRestorer:
         for start in range(0, len(faces), BATCH_SIZE):
             batch = faces[start : start + BATCH_SIZE]
             if self.hole == "rendering" and not shape_only:
-                self._draw_into_holes([face for face in batch if face.hole is not None])
+                self._draw_into_holes(batch)
             failed = self._restore_batch(batch, shape_only)
             if failed and self._in_full_precision is not None:
                 self._in_full_precision._restore_batch(failed, shape_only)
 
     def _draw_into_holes(self, faces: Sequence[RestoredFace]) -> None:
-        """Puts the faces' renderings into their holes, once the shape prior has made them."""
-        if faces:
-            self._restore_batch(faces, shape_only=True)
-        for face in faces:
-            face.crop = render_into_hole(face.crop, face.hole, face.render, face.render_mask > 127)
+        """Puts the renderings of faces that have holes into these, once the shape prior has made them."""
+        holes = [(face, face.hole) for face in faces if face.hole is not None]
+        if holes:
+            self._restore_batch([face for face, _ in holes], shape_only=True)
+        for face, hole in holes:
+            face.crop = render_into_hole(face.crop, hole, face.render, face.render_mask > 127)
 
     @functools.cached_property
     def _in_full_precision(self) -> "FaceRestorer | None":

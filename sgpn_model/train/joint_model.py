@@ -270,13 +270,15 @@ class SGPNModel(TrainingModel):
     def _draw_into_holes(self, shape: ShapeResult) -> None:
         """Puts the rendering into the holes of the degraded photos, once it is known."""
         masks = F.adaptive_max_pool2d(self.batch["mask"], self.size)[:, 0].cpu().numpy()
-        for number in masks.any(axis=(1, 2)).nonzero()[0]:
+        for number, mask in enumerate(masks):
+            if not mask.any():
+                continue
             photo, render = (
                 (pictures[number].detach().float().cpu().numpy().transpose(1, 2, 0) + 1) / 2
                 for pictures in (self.batch["lq"], shape.render)
             )
             covered = shape.mask[number, 0].detach().float().cpu().numpy() > 0.5
-            drawn = render_into_hole(photo, masks[number], render, covered).transpose(2, 0, 1) * 2 - 1
+            drawn = render_into_hole(photo, mask, render, covered).transpose(2, 0, 1) * 2 - 1
             self.batch["lq"][number] = torch.from_numpy(drawn).to(self.batch["lq"])
 
     def _restore(self, network: nn.Module, shape: ShapeResult, **options) -> Tensor:

@@ -264,7 +264,7 @@ def test_what_a_folder_holds_besides_photos_is_named(run, capsys, tmp_path):
     Image.fromarray(np.full((20, 20, 3), 90, np.uint8)).save("album/wall.jfif", "JPEG")
     os.mkfifo("album/pipe.png")
     assert run("album") == 0
-    assert files(tmp_path / "results") == ["wall.png"]
+    assert files(tmp_path / "results") == ["wall.jfif"]
     expected = f"album: passed over what is no photo in it: clip.mp4, inner{os.sep}, notes.txt, pipe.png"
     assert expected in capsys.readouterr().err
 
