@@ -30,6 +30,7 @@ from sgpn_data.pasting import (
     match_hole,
     paste_faces,
     render_into_hole,
+    softened,
     spread_into_hole,
 )
 from sgpn_data.photos import to_grey, tone_of, toned
@@ -479,8 +480,11 @@ class FaceRestorer:
         photos = np.stack([to_planes(face.crop) for face in faces])
         crops = photos.copy()
         for number, face in enumerate(faces):
-            if face.tone is not None:
-                crops[number] = to_planes(to_grey(face.crop))
+            seen = face.crop if face.tone is None else to_grey(face.crop)
+            if face.hole is not None and self.hole == "rendering" and not shape_only:
+                seen = softened(seen)
+            if seen is not face.crop:
+                crops[number] = to_planes(seen)
         persons = [face.person for face in faces]
         given = None
         if any(person is not None for person in persons):

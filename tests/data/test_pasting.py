@@ -24,6 +24,7 @@ from sgpn_data.pasting import (
     paste_face,
     paste_faces,
     render_into_hole,
+    softened,
     spread_into_hole,
 )
 
@@ -316,6 +317,15 @@ def test_a_slope_goes_on_through_a_hole():
 def test_a_hole_without_surroundings_stays():
     photo = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     assert np.array_equal(spread_into_hole(photo, np.full((8, 8), 255, np.uint8)), photo)
+
+
+@pytest.mark.parametrize("size", [4, 64, 70])
+def test_what_is_softened_keeps_its_means_and_no_detail(size):
+    picture = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    soft = softened(picture)
+    assert soft.shape == picture.shape and soft.dtype == np.uint8
+    assert np.abs(soft.mean(axis=(0, 1)) - picture.mean(axis=(0, 1))).max() < 4
+    assert (soft.std(axis=(0, 1)) < picture.std(axis=(0, 1)) / 4).all()
 
 
 class TestRenderIntoHole:

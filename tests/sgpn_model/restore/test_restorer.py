@@ -18,7 +18,7 @@ from oracles import masks as oracle
 from oracles.tiny_weights import write_tiny_weights
 from sgpn_arch.errors import OptionError
 from sgpn_data.alignment import template_points
-from sgpn_data.pasting import match_seam, ownership, render_into_hole
+from sgpn_data.pasting import match_seam, ownership, render_into_hole, softened
 from sgpn_data.photos import is_grey
 from sgpn_model.restore import restorer as module
 from sgpn_model.restore.restorer import FaceRestorer
@@ -39,8 +39,8 @@ class Echo(torch.nn.Module):
         return lq + self.shift, {}
 
 
-def echo(restorer, size=256, shift=0.0):
-    return FaceRestorer(Echo(size, shift), restorer.engine.prior, "ffhq", restorer.detector)
+def echo(restorer, size=256, shift=0.0, **options):
+    return FaceRestorer(Echo(size, shift), restorer.engine.prior, "ffhq", restorer.detector, **options)
 
 
 def psnr(a, b):
@@ -559,6 +559,13 @@ class TestFilling:
         restorer.run([plain], shape_only=True)
         drawn = render_into_hole(plain.crop, plain.hole, plain.render, plain.render_mask > 127)
         assert np.array_equal(face.crop, drawn) and not np.array_equal(drawn, plain.crop)
+
+    def test_a_rendering_is_seen_softly_and_the_photo_beside_it_stays(self, restorer, astronaut, hole):
+        result = echo(restorer, 512, task="inpaint", hole="rendering").restore(astronaut, mask=hole)
+        (face,) = result.faces
+        assert np.array_equal(face.restored, softened(face.crop)) and not np.array_equal(face.restored, face.crop)
+        near = cv2.distanceTransform(255 - hole, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) < 3
+        assert np.array_equal(result.image[~near], astronaut[~near])
 
     def test_a_network_that_knows_the_photo_gives_it_back(self, restorer, astronaut, hole, monkeypatch):
         """The filling comes to lie where it belongs: a network that returns the true crop fills with the true photo."""
