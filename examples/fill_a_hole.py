@@ -1,35 +1,29 @@
-"""Train for inpainting, and fill a hole in a photo.
+"""Fill what is damaged in a photo: a scratch through an eye, and a blot on the mouth.
 
-Holes need weights that were trained to fill them: the option file says so, and the checkpoint remembers. Three steps at 64 px are
-enough to see the way, and far too few for a face; `sgpn train options/task/inpaint.yml` is the real training.
+The shape prior fits a face to what is left of the photo. The generator sees its rendering in the hole, and draws what fits the
+rest. Everything beside the hole stays as it was. docs/training.md says how to train weights of your own for it.
 """
-
-from pathlib import Path
 
 import cv2
 import numpy as np
 
 from sgpn import FaceRestorer
 from sgpn_data.astronaut import astronaut
-from sgpn_model import cli
-
-Path("fill.yml").write_text("""
-_base_: options/example/joint.yml
-name: fill
-path: {pretrain_prior: ~, pretrain_network_shape: default}
-datasets:
-  train: {degradation: ~, inpaint: {area: [0.05, 0.35]}}
-  val: {degradation: ~, inpaint: {area: [0.05, 0.35]}}
-train: {total_iter: 3}
-""")
-cli.main(["align", "--demo", "-o", "demo"])
-cli.main(["train", "fill.yml", "--data", "demo", "--device", "cpu"])
+from sgpn_data.sheet import labelled_grid, write_page_picture
 
 photo = astronaut()
-mask = np.zeros(photo.shape[:2], np.uint8)
-cv2.circle(mask, (224, 150), 12, 255, -1)  # white is what is to be filled
-restorer = FaceRestorer.from_pretrained("experiments/fill/models/fill_3.safetensors", device="cpu")
-filled = restorer.restore(photo, mask=mask).image
-cv2.imwrite("filled.png", filled)
-changed = (filled != photo).any(axis=2).sum()
-print(f"filled.png: {changed} of {mask.size} pixels changed, the others stayed as they were")
+mask = np.zeros(photo.shape[:2], np.uint8)  # white is what is to be filled
+cv2.line(mask, (165, 60), (228, 132), 255, 7)
+cv2.ellipse(mask, (230, 146), (20, 9), -4, 0, 360, 255, -1)
+damaged = photo.copy()
+damaged[mask > 0] = 255
+
+restorer = FaceRestorer.from_pretrained(device="cpu")
+result = restorer.restore(damaged, mask=mask)
+(face,) = result.faces
+columns = {"damaged": damaged, "filled": result.image, "before the damage": photo}
+shown = {name: [picture[20:240, 110:330]] for name, picture in columns.items()}
+shown = {"damaged": shown.pop("damaged"), "the rendering in the holes": [face.crop], **shown}
+write_page_picture("filled.jpg", labelled_grid(shown, [""]))
+changed = (result.image != damaged).any(axis=2).sum()
+print(f"filled.jpg: {changed} of {mask.size} pixels changed, the others stayed as they were")

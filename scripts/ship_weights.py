@@ -27,14 +27,12 @@ def main() -> None:
     parser.add_argument("checkpoint")
     parser.add_argument("name", nargs="?", help="what --weights will call it")
     parser.add_argument("--output", type=Path, help="a file of your own in place of the package's folder")
-    parser.add_argument("--task", help="what they are for, where their training tried more than they learnt: restore")
     arguments = parser.parse_args()
     checkpoint = load_checkpoint(arguments.checkpoint)
     if (arguments.name is None) == (arguments.output is None):
         parser.error("give either a name or --output")
     path = arguments.output or WEIGHTS_FOLDER / f"{arguments.name}.safetensors"
     metadata = {**checkpoint.metadata, **PROVENANCE}
-    metadata |= {"task": arguments.task} if arguments.task else {}
     # A morphable model that is not the one that ships goes along.
     save_checkpoint(
         path, checkpoint.weights, metadata, dtype=torch.float16, morphable_model=checkpoint.morphable_model()

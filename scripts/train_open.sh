@@ -37,8 +37,14 @@ train options/train/sgpn_open_512.yml name=sgpn_open_512_again train.total_iter=
     "path.pretrain_network_g=$before" "path.pretrain_network_shape=$before" \
     datasets.train.inpaint.probability=0.2 datasets.train.degradation.presets.clean=6 \
     datasets.train.degradation.defects.sensor_noise.probability=0.5
-# Holes were tried, but are not filled well enough to be offered.
-python "$here/ship_weights.py" "$(newest sgpn_open_512_again)" --output "$out/sgpn_open.safetensors" --task restore
+before=$(newest sgpn_open_512_again) # and once more, with more of what is hard, a weaker discriminator, and the rendering in holes
+train options/train/sgpn_open_512.yml name=sgpn_open_512_last train.total_iter=2400 path.grow_from=~ \
+    "path.pretrain_network_g=$before" "path.pretrain_network_shape=$before" \
+    datasets.train.degradation.presets.clean=3 datasets.train.degradation.presets.medium=6 \
+    datasets.train.degradation.presets.severe=6 datasets.train.degradation.defects.sensor_noise.probability=0.4 \
+    "datasets.train.inpaint={probability: 0.25, area: [0.01, 0.2], fill: rendering}" \
+    train.losses.perceptual.loss_weight=0.3 train.gan.loss_weight=0.004
+python "$here/ship_weights.py" "$(newest sgpn_open_512_last)" --output "$out/sgpn_open.safetensors"
 
 # 3. The comparisons: three networks of one size, of which one is ours, trained alike.
 [ -n "${COMPARE:-}" ] || exit 0
