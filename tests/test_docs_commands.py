@@ -87,7 +87,6 @@ RULES = [
     (r"^sgpn align .*(photos|PHOTOS)", ["--min-pixels", "100"], ""),
     (r"^sgpn train mine_prior", [*STEP, *SMALL], ""),
     (r"^sgpn train options/task", PARSE, "half a minute; tests/sgpn_model/train/test_tasks.py trains small networks"),
-    (r"^sgpn restore --mask.*open_256_inpaint", PARSE, "weights that the training before makes"),
     (r"^sgpn train options/example", ["--set", "train.total_iter=2", "val.save_images=1"], ""),
     (r"^sgpn train", STEP, ""),
     (r"^sgpn ablate", PARSE, "minutes; tests/sgpn_model/evaluate/test_ablate.py trains small variants"),
