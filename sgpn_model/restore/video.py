@@ -351,4 +351,5 @@ def moved_along(picture: np.ndarray, flow: np.ndarray, kernel: int) -> np.ndarra
     """A picture (H, W, 3) looked up at each place plus ``flow`` (H, W, 2) pixels; beyond its border it is mirrored."""
     height, width = flow.shape[:2]
     grid = np.stack(np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)), axis=2)
-    return cv2.remap(picture, grid + flow, None, kernel, borderMode=cv2.BORDER_REFLECT)
+    places = grid + flow
+    return cv2.remap(picture, places[..., 0], places[..., 1], kernel, borderMode=cv2.BORDER_REFLECT)

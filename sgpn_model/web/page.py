@@ -371,7 +371,7 @@ def serving(restorer: FaceRestorer, limits: Limits, port: int | None = None) -> 
 
         page = Page(restorer, folder, limits).build()
         page.queue(max_size=limits.queue, default_concurrency_limit=1)
-        fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+        fonts: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
         threading.Thread(target=_forget, args=(folder, limits.minutes * 60, done), daemon=True).start()
         try:
             _, address, _ = page.launch(
