@@ -44,6 +44,7 @@ NEIGHBOUR_REACH = 0.5
 HOLE_LEVEL, HOLE_FEATHER = 128, 2
 # What a network sees in the hole, as in the pictures of the paper's and of GPEN's inpainting: white.
 FILL = 255
+GREY = 128  # of a hole without surroundings
 # Over which part of the picture's side a rendering in a hole fades in, from the border of the face.
 RENDER_FEATHER = 6 / 512
 # A face with a rendering in its hole is reduced so many times before it is restored; see softened.
@@ -298,10 +299,11 @@ def fill_hole(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def spread_into_hole(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A copy of ``image`` (H, W, 3), uint8 or float in [0, 1], whose colours go on smoothly where ``mask`` (H, W) is not 0.
+    """A copy of ``image`` (H, W, 3), uint8 or float, whose colours go on smoothly where ``mask`` (H, W) is not 0.
 
     Pull-push (Gortler et al., The Lumigraph, 1996): averages of what is known, coarser and coarser, until there are no gaps;
-    then each gap is filled from the next coarser level. Only the surroundings of the hole count, as far as it is wide.
+    then each gap is filled from the next coarser level. Only the surroundings of the hole count, as far as it is wide. What
+    is a hole altogether becomes grey.
     """
     left, top, width, height = cv2.boundingRect((mask > 0).astype(np.uint8))
     box = np.s_[max(top - height, 0) : top + 2 * height, max(left - width, 0) : left + 2 * width]
@@ -310,6 +312,8 @@ def spread_into_hole(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     if known.any():
         filled = _pull_push(image[box].astype(np.float32), known)
         cv2.copyTo(_of_type(filled, image.dtype), 1 - known.astype(np.uint8), result[box])
+    elif known.size:
+        result[:] = GREY if image.dtype == np.uint8 else GREY / 255
     return result
 
 

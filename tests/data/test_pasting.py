@@ -314,9 +314,11 @@ def test_a_slope_goes_on_through_a_hole():
     assert np.abs(spread_into_hole(slope, mask).astype(int) - slope).mean(where=mask[..., None] > 0) < 4
 
 
-def test_a_hole_without_surroundings_stays():
+def test_a_hole_without_surroundings_is_grey():
     photo = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    assert np.array_equal(spread_into_hole(photo, np.full((8, 8), 255, np.uint8)), photo)
+    everything = np.full((8, 8), 255, np.uint8)
+    assert (spread_into_hole(photo, everything) == 128).all()
+    assert np.allclose(spread_into_hole(photo.astype(np.float32) / 255, everything), 128 / 255)
 
 
 @pytest.mark.parametrize("size", [4, 64, 70])
