@@ -304,7 +304,8 @@ class FaceRestorer:
                 points are the detector's where that is sure of them, else the template's.
             only_largest: restore only the largest face; ignored when ``aligned`` or with ``points5``.
             mask: uint8 HxW or HxWx3, white (from 128 on, in all channels) where the photo is to be filled. The networks
-                and the detector see white there, or the surroundings' colours and then the face's rendering, as in training.
+                and the detector see white there, or the surroundings' colours and then the face's rendering, as in training;
+                if it finds no face so, it looks at the photo as it is.
                 Only the hole is replaced, softened over two pixels around it: the rest of the photo stays as it is, its
                 size too, and so does what of the hole lies outside the faces' crops. Faces that the hole does not touch are
                 left alone.
@@ -389,6 +390,8 @@ class FaceRestorer:
         detections, left_out = [], 0
         if not aligned and places is None:
             everyone = self.detector.detect(seen)
+            if hole is not None and not everyone:  # a broad brush hides a face that the damaged photo may still show
+                everyone = self.detector.detect(bgr)
             detections = (choice or FaceChoice()).of(everyone)[: 1 if only_largest else None]
             left_out = len(everyone) - len(detections)
         found = [self._aligned_face(seen, places)] if aligned else self._cut_out(seen, detections, places)

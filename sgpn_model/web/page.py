@@ -212,11 +212,11 @@ class Page:
                         0, 1, 0.3, step=0.05, label="Fidelity", info="0: the restoration, 1: the photo", visible=False
                     )
                     scale = gr.Radio([1, 2, 4], value=1, label="Enlarge", info="how many times")
-                    painting = self._brush(photos) if self.fills else gr.State(None)
                     button = gr.Button("Restore", variant="primary")
                     told = gr.Markdown()
                     download = gr.DownloadButton("Download", visible=False)
                 with gr.Column(scale=3):
+                    painting = self._brush(photos) if self.fills else gr.State(None)
                     which = gr.Radio(label="Photo", visible=False)
                     slider = gr.ImageSlider(label="Before and after", interactive=False, height=520)
                     with gr.Column(visible=False) as details:
@@ -253,8 +253,8 @@ class Page:
         gr = self.gr
         with gr.Accordion("Fill what is damaged: paint over it", open=False):
             painting = gr.ImageEditor(
-                show_label=False, sources=(), transforms=(), layers=False,
-                brush=gr.Brush(colors=["#ffffff"], color_mode="fixed"), buttons=[],
+                show_label=False, sources=(), transforms=(), layers=False, height=620,
+                brush=gr.Brush(default_size=16, colors=["#ffffff"], color_mode="fixed"), buttons=[],
             )  # fmt: skip
         photos.change(self.to_paint, photos, painting, api_visibility="private", queue=False)
         return painting

@@ -76,7 +76,7 @@ class TestOneFile:
         ("arguments", "message"),
         [
             (["album/a.png", "-o", "album/a.png"], "would overwrite an input"),
-            (["album/a.png", "-o", "a.webp"], "can write .jpg, .jpeg, .png only"),
+            (["album/a.png", "-o", "a.webp"], "can write .jpg, .jpeg, .jpe, .jfif, .png only"),
             (["album/a.png", "-o", "a.jpg", "--ext", "png"], "another format"),
             (["album", "-o", "album/a.png"], "is a file"),
         ],

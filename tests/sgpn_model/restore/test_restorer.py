@@ -613,6 +613,14 @@ class TestFilling:
         result = restorer.restore(astronaut[:100, :100], aligned=True, mask=mask)
         assert (result.faces[0].crop == 255).all() and result.image.shape == (100, 100, 3)
 
+    def test_a_face_that_the_brush_hides_is_found_in_the_photo_as_it_is(self, restorer, astronaut):
+        mask = np.zeros((512, 512), np.uint8)
+        cv2.ellipse(mask, (224, 115), (50, 65), 0, 0, 360, 255, -1)
+        hidden = astronaut.copy()
+        hidden[mask > 0] = 255
+        assert not restorer.detector.detect(hidden) and not restorer.restore(hidden, mask=mask).faces
+        assert len(restorer.restore(astronaut, mask=mask).faces) == 1
+
     def test_faces_beside_the_hole_are_left_alone(self, restorer, astronaut):
         photo = np.concatenate([astronaut, astronaut], axis=1)
         mask = np.zeros((512, 1024), np.uint8)
