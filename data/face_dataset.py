@@ -23,7 +23,7 @@ from sgpn_arch.schema import Options
 from .alignment import scale_points, template_points
 from .degradation import DEGRADATIONS, build_degradation
 from .masks import BrushMasks, MaskOptions
-from .pasting import fill_hole, spread_into_hole
+from .pasting import FIRST_FILLS
 from .sources import LANDMARKS_FILE, Folder, Lmdb, Shards, decode, fault, open_source, open_split, points68
 from .tensors import to_tensor
 
@@ -195,7 +195,7 @@ class FaceRestorationDataset(Dataset):
         mask = None
         if self.masks is not None:
             mask = self._hole(rng)
-            degraded = (fill_hole if self.masks.options.fill == "white" else spread_into_hole)(degraded, mask)
+            degraded = FIRST_FILLS[self.masks.options.fill](degraded, mask)
         item = {
             "lq": to_tensor(degraded),
             "hq": to_tensor(image),

@@ -317,6 +317,10 @@ def spread_into_hole(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return result
 
 
+# What is put into a hole at first, by what networks learnt to see there (sgpn_data.masks.MaskOptions.fill).
+FIRST_FILLS = {"white": fill_hole, "rendering": spread_into_hole}
+
+
 def _pull_push(image, weight):
     height, width = weight.shape
     if weight.min() == 1 or max(height, width) == 1:

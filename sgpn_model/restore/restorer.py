@@ -23,15 +23,14 @@ from sgpn_data.alignment import (
 )
 from sgpn_data.detection import Detection, Detector, FaceChoice, build_detector
 from sgpn_data.pasting import (
+    FIRST_FILLS,
     aligned_at_size_of,
     blend_hole,
-    fill_hole,
     hole_of,
     match_hole,
     paste_faces,
     render_into_hole,
     softened,
-    spread_into_hole,
 )
 from sgpn_data.photos import to_grey, tone_of, toned
 from sgpn_data.tensors import to_pictures, to_planes
@@ -384,7 +383,7 @@ class FaceRestorer:
             LOGGER.warning(
                 "these weights were not trained to fill holes, so expect little of it; train some with options/task/inpaint.yml"
             )
-        fill = fill_hole if self.hole == "white" else spread_into_hole
+        fill = FIRST_FILLS[self.hole]
         seen = bgr if hole is None else fill(bgr, hole)
         places = None if points5 is None else _checked_points(points5, aligned)
         detections, left_out = [], 0
