@@ -1,14 +1,14 @@
-"""Refits the last layers of a shape regressor, for another texture basis and for all levels of degradation.
+"""Trains a shape regressor on photos, for another texture basis and for all levels of degradation.
 
 python scripts/refit_regressor.py --data faces --morphable-model experiments/open_face_textures.safetensors \\
     -o experiments/regressor.safetensors
 
-1. Identity, expression and pose are fitted to the known landmarks of every photo, the most probable ones given N(0, 1)
-   coefficients and landmarks that are off by some pixels. 2. Texture and lighting are fitted to the photo's colours. 3. Ridge
-   regression finds the heads that say all that from the features that the regressor's backbone has of the good photo and of
-   degraded ones. 4. The backbone's layers of 7x7 places are trained on with the heads, towards landmarks, coefficients and
-   colours. The layers before stay, so that they see each view once, which is most of the work; what training the whole network
-   needs an hour for takes minutes. One photo in six is seen grey, and fitted as such. All of it is a choice of ours.
+1. Every photo and its mirror image is seen good and degraded, cut out by its own five points, which are moved a little, or by the
+   template's, as a restoration cuts it out. One photo in six is seen grey.
+2. Identity, expression and pose are fitted to the known landmarks, the most probable ones given N(0, 1) coefficients and
+   landmarks that are off by some pixels. Texture and lighting are fitted to the good photo's colours.
+3. The whole regressor is trained towards landmarks, coefficients and colours. All renderings that this needs were made before,
+   so a step costs no more than the regressor itself. All of it is a choice of ours.
 """
 
 import argparse
@@ -20,12 +20,12 @@ from learn_texture_basis import fit_landmarks, landmark_model, read_colors, regr
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sgpn_arch.d3dfr_arch import D3DFR, MobileNetV2
 from sgpn_arch.face3d.camera import rotation_matrix
 from sgpn_arch.face3d.lighting import AMBIENT, shade
 from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.face3d.shape_prior import ShapePrior
-from sgpn_data.face_dataset import FaceRestorationDataset
+from sgpn_data.alignment import template_points
+from sgpn_data.face_dataset import FaceRestorationDataset, mirror_points
 from sgpn_model.cli.arguments import add_data
 from sgpn_model.train.losses import landmark_error
 from sgpn_model.weights.checkpoint import load_checkpoint, save_checkpoint
@@ -34,13 +34,15 @@ from sgpn_model.weights.pretrained import find_weights
 LEVELS = {"mild": 1, "medium": 2, "severe": 2}
 COLOR_NOISE = 0.3  # deviation of a vertex's texture from the model's, in units that make vertices count as independent
 STRANGER = 0.3  # a colour that is further from the mean texture's is hair or glasses
-JITTER = 0.008  # deviation of the five points, as a part of the picture's width
-HELD_OUT = 8  # every so many photos choose the ridge
+JITTER = (
+    0.008,
+    0.03,
+)  # deviation of the five points, as a part of the picture's width: if it is good, and at most if not
+TEMPLATE = 0.25  # part of the degraded views that the template's points cut out
 GREY = 6  # one photo in so many
-LATE = 15  # the block of MobileNetV2 that training begins with, the second of those with 7x7 places
+WORKERS = 2  # processes that degrade photos
 LUMA = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
 VERTICES = 400  # whose colours are compared
-RIDGES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -78,66 +80,27 @@ def _fit_light(albedo: Tensor, colors: Tensor, basis: Tensor) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# From features to coefficients
+# Training
 
 
-def ridge(features: Tensor, targets: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-    """Weights (D, K) and biases (D,) of the regularised linear map from features (M, K) to targets (M, D)."""
-    features, targets = features.double(), targets.double()
-    center, middle = features.mean(0), targets.mean(0)
-    own = features - center
-    normal = own.T @ own
-    normal += strength * normal.diagonal().mean() * torch.eye(len(normal), dtype=normal.dtype)
-    weights = torch.linalg.solve(normal, own.T @ (targets - middle)).T
-    return weights.float(), (middle - weights @ center).float()
-
-
-def chosen_ridge(features: Tensor, targets: Tensor, photo: Tensor) -> tuple[Tensor, Tensor]:
-    """The map of the strength that predicts photos best which it has not seen, fitted to all."""
-    held = photo % HELD_OUT == 0
-    scale = targets.std(0).clamp_min(1e-6)
-    errors = {}
-    for strength in RIDGES:
-        weights, bias = ridge(features[~held], targets[~held], strength)
-        errors[strength] = (((features[held] @ weights.T + bias - targets[held]) / scale).square().mean()).item()
-    best = min(errors, key=errors.get)
-    print(f"ridge {best:g}: {1 - errors[best]:.1%} of the variance of unseen photos' coefficients is explained")
-    return ridge(features, targets, best)
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Training the layers before the heads
-
-
-def set_heads(regressor: D3DFR, weights: Tensor, bias: Tensor) -> None:
-    """Writes the linear map (D, K), (D,) into the regressor's heads."""
-    sizes = [len(head.bias) for head in regressor.final_layers]
-    for head, weight, value in zip(regressor.final_layers, weights.split(sizes), bias.split(sizes), strict=True):
-        head.weight.data.copy_(weight[:, :, None, None])
-        head.bias.data.copy_(value)
-
-
-def train_late(
-    prior: ShapePrior, maps: Tensor, coeffs: Tensor, truth: Tensor, steps: int, batch: int = 64, rate: float = 1e-3
+def train(
+    prior: ShapePrior, pictures: Tensor, coeffs: Tensor, truth: Tensor, steps: int, batch: int = 64, rate: float = 1e-3
 ) -> list[float]:
-    """Trains the late layers and the heads of the prior's regressor, in place; batch norms keep their statistics.
+    """Trains the prior's regressor, in place.
 
     The loss is the landmarks' distance in % of that of the eyes' outer corners, half the coefficients' squared error in
     units of their deviation, and thirty times the difference of lit colours on some vertices.
 
     Args:
-        maps: (M, 160, 7, 7) what the layers before made of each view. coeffs: (M, D) wanted. truth: (M, 68, 2).
+        pictures: (M, 3, 224, 224) uint8, what the regressor sees. coeffs: (M, D) wanted. truth: (M, 68, 2).
         steps: of Adam. batch: views per step. rate: of learning, falling to 0 as a cosine.
 
     Returns:
         The landmarks' part of the loss at each step.
     """
     regressor, model = prior.regressor, prior.model
-    late = nn.Sequential(*regressor.backbone.features[LATE:]).eval()
-    parameters = [*late.parameters(), *regressor.final_layers.parameters()]
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.Adam(parameters, lr=rate)
+    regressor.train().requires_grad_(True).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(regressor.parameters(), lr=rate)
     scale = coeffs.std(0).clamp_min(0.01)
     landmarks = landmark_model(prior)
     chosen = torch.randperm(len(model.shape_mean))[:VERTICES]
@@ -149,13 +112,16 @@ def train_late(
         return shade(albedo, normals @ rotation_matrix(parts[3]), parts[4])
 
     errors = []
-    for step in tqdm(range(steps), desc="training", unit="step"):
+    progress = tqdm(range(steps), desc="training", unit="step")
+    for step in progress:
         optimizer.param_groups[0]["lr"] = (
             rate * min(1, (step + 1) / 20) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
         )
-        rows = torch.randint(len(maps), (batch,))
-        features = regressor.backbone.avgpool(late(maps[rows].float()))[:, :, None, None]
-        found = torch.cat([head(features) for head in regressor.final_layers], dim=1).flatten(1)
+        rows = torch.randint(len(pictures), (batch,))
+        seen = (pictures[rows].float() / 255).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = regressor(seen)
+        found = found.float()
         parts, wanted = prior.split(found), coeffs[rows]
         places = landmarks(parts[0], parts[1], torch.arange(batch), parts[3], parts[5])
         distance = landmark_error(places, truth[rows]).mean()
@@ -163,9 +129,12 @@ def train_late(
         loss = loss + 30 * (lit(parts) - lit(prior.split(wanted))).abs().mean()
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 20.0)
+        nn.utils.clip_grad_norm_(regressor.parameters(), 20.0)
         optimizer.step()
         errors.append(distance.item())
+        if step % 20 == 19:
+            progress.set_postfix_str(f"landmarks {sum(errors[-20:]) / 20:.2f} %")
+    regressor.eval().requires_grad_(False)
     return errors
 
 
@@ -174,76 +143,96 @@ def train_late(
 
 
 @torch.no_grad()
-def look(prior: ShapePrior, dataset: FaceRestorationDataset, every: int) -> dict[str, Tensor]:
-    """A good and a degraded view of each photo: maps, features, first coefficients and landmarks, and the good one's picture."""
-    keys = ("maps", "features", "coeffs", "truth", "photo", "picture")
-    found: dict[str, list[Tensor]] = {key: [] for key in keys}
-    regressor = prior.regressor
-    chosen, number = torch.utils.data.Subset(dataset, range(0, len(dataset), every)), 0
-    for batch in tqdm(torch.utils.data.DataLoader(chosen, 16), desc="looking", unit="batch"):
-        known = torch.isfinite(batch["landmarks68"]).all(dim=(1, 2))
-        count = int(known.sum())
-        for name in ("hq", "lq"):
-            points5 = batch["points5"][known]
-            points5 = points5 + JITTER * batch["hq"].shape[-1] * torch.randn_like(points5)
-            picture, truth = regressor_view(prior, batch[name][known], points5, batch["landmarks68"][known])
-            photo = torch.arange(number, number + count)
-            grey = (photo % GREY == 0)[:, None, None, None]
-            picture = torch.where(grey, (picture * LUMA).sum(1, keepdim=True), picture)
-            maps = regressor.backbone.features[:LATE]((picture - regressor.mean) / regressor.std)
-            features = regressor.backbone.avgpool(regressor.backbone.features[LATE:](maps))
-            heads = regressor.final_layers
-            coeffs = torch.cat([head(features[:, :, None, None]) for head in heads], dim=1).flatten(1)
-            view = {"maps": maps.half(), "features": features, "coeffs": coeffs, "truth": truth, "photo": photo}
-            if name == "hq":
-                view["picture"] = (picture * 255).round().to(torch.uint8)
-            for key, value in view.items():
-                found[key].append(value)
-        number += count
-    # Good views of all photos first, in order, then the degraded ones.
-    stacked = {key: torch.cat([*values[::2], *values[1::2]]) for key, values in found.items() if key != "picture"}
-    return {**stacked, "picture": torch.cat(found["picture"])}
+def look(prior: ShapePrior, dataset: FaceRestorationDataset, rounds: int, every: int) -> dict[str, Tensor]:
+    """Views of each photo, as they are in even rounds and mirrored in odd ones.
+
+    Returns:
+        ``pictures`` (M, 3, 224, 224) uint8, ``truth`` (M, 68, 2), ``photo`` (M,) which photo or mirror image a view is of, and
+        ``start`` (M, D) coefficients of the good view. The good views come first, one of each, in order of ``photo``.
+    """
+    good: dict[str, list[Tensor]] = {key: [] for key in ("pictures", "truth", "photo", "start")}
+    degraded: dict[str, list[Tensor]] = {key: [] for key in good}
+    regressor = prior.regressor.for_inference()
+    count, photos = 0, []
+
+    def add(views: dict[str, list[Tensor]], crop: Tensor, points5: Tensor, landmarks: Tensor, photo: Tensor) -> None:
+        picture, truth = regressor_view(prior, crop, points5, landmarks)
+        grey = (photo % GREY == 0)[:, None, None, None]
+        picture = torch.where(grey, (picture * LUMA).sum(1, keepdim=True), picture)
+        views["pictures"].append((picture * 255).round().to(torch.uint8))
+        views["truth"].append(truth)
+        views["photo"].append(photo)
+        if views is good:
+            views["start"].append(regressor(picture))
+
+    chosen = torch.utils.data.Subset(dataset, range(0, len(dataset), every))
+    for number in range(rounds):
+        dataset.set_epoch(number)
+        first = number // 2 == 0  # of this kind
+        at = count if first else photos[number % 2]
+        photos.append(at)
+        for batch in tqdm(torch.utils.data.DataLoader(chosen, 16, num_workers=WORKERS), desc="looking", unit="batch"):
+            known = torch.isfinite(batch["landmarks68"]).all(dim=(1, 2))
+            hq, lq, points5, landmarks = (batch[key][known] for key in ("hq", "lq", "points5", "landmarks68"))
+            size = hq.shape[-1]
+            if number % 2:
+                hq, lq = hq.flip(3), lq.flip(3)
+                points5, landmarks = (mirrored(points, size) for points in (points5, landmarks))
+            photo = torch.arange(at, at + len(hq))
+            at += len(hq)
+            moved = points5 + JITTER[0] * size * torch.randn_like(points5)
+            if first:
+                add(good, hq, moved, landmarks, photo)
+            template = torch.from_numpy(template_points(dataset.template, size)).to(moved)
+            guessed = (torch.rand(len(hq)) < TEMPLATE)[:, None, None]
+            moved = points5 + JITTER[1] * size * torch.rand(len(hq), 1, 1) * torch.randn_like(points5)
+            add(degraded, lq, torch.where(guessed, template, moved), landmarks, photo)
+        count = max(count, at)
+    degraded["start"] = [torch.cat(good["start"])[photo] for photo in degraded["photo"]]
+    return {key: torch.cat([*values, *degraded[key]]) for key, values in good.items()}
+
+
+def mirrored(points: Tensor, size: int) -> Tensor:
+    """Points (N, K, 2) of faces after their images of ``size`` pixels are flipped left to right."""
+    return torch.stack([torch.from_numpy(mirror_points(one.numpy(), size)) for one in points]).to(points)
 
 
 def main() -> None:
-    """Looks, fits, solves and writes the regressor with its morphable model."""
+    """Looks, fits, trains and writes the regressor with its morphable model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_data(parser, required=True)
     parser.add_argument("--min-size", type=int, default=1, metavar="PIXELS", help="leave smaller photos out")
     parser.add_argument("-o", "--output", required=True, type=Path)
-    parser.add_argument("--weights", default="default", help="whose regressor it is")
+    parser.add_argument("--weights", default="default", help="whose regressor it begins with")
     parser.add_argument("--morphable-model", type=Path, help="another model with the same dimensions")
     parser.add_argument("--every", type=int, default=1, help="take every n-th photo only")
     parser.add_argument(
-        "--steps", type=int, default=1000, help="of training the late layers; 0: heads in closed form only"
+        "--rounds",
+        type=int,
+        default=4,
+        help="degraded views of each photo, half of them mirrored (150 KB of memory each)",
     )
+    parser.add_argument("--steps", type=int, default=1800, help="of training, with 64 views each")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     checkpoint = load_checkpoint(find_weights(arguments.weights))
     regressor = checkpoint.network("network_shape").eval().requires_grad_(False)
-    if not isinstance(getattr(regressor, "backbone", None), MobileNetV2) or not regressor.imagenet_normalisation:
-        parser.error(
-            f"--weights {arguments.weights}: its regressor must be a D3DFR on an ImageNet-normalised mobilenet_v2"
-        )
     path = arguments.morphable_model
     prior = ShapePrior(regressor, MorphableModel.read(path) if path else checkpoint.morphable_model()).eval()
     degradation = {"type": "DegradationMixture", "presets": LEVELS, "reference_size": 512}
     photos = {"dataroot": arguments.data, "split": "train", "min_size": arguments.min_size, "size": 256}
-    dataset = FaceRestorationDataset({**photos, "phase": "train", "degradation": degradation})
-    views = look(prior, dataset, arguments.every)
+    dataset = FaceRestorationDataset({**photos, "phase": "train", "use_hflip": False, "degradation": degradation})
+    views = look(prior, dataset, arguments.rounds, arguments.every)
 
-    coeffs = fit_landmarks(prior, views["coeffs"], views["truth"], views["photo"])
+    coeffs = fit_landmarks(prior, views["start"], views["truth"], views["photo"])
     parts = list(prior.split(coeffs))
-    count = len(views["picture"])
+    count = int(views["photo"].max()) + 1
     fitted = []
     for rows in tqdm(torch.arange(count).split(16), desc="colours", unit="batch"):
-        picture = views["picture"][rows].float() / 255
+        picture = views["pictures"][rows].float() / 255
         fitted.append(fit_colors(prior, *read_colors(prior, picture, coeffs[rows], views["truth"][rows])))
-    texture, lighting = (torch.cat(values).repeat(2, 1) for values in zip(*fitted, strict=True))
-    parts[2], parts[4] = texture, lighting
-    wanted = torch.cat(parts, dim=1)
-    set_heads(regressor, *chosen_ridge(views["features"], wanted, views["photo"]))
-    train_late(prior, views["maps"], wanted, views["truth"], arguments.steps)
+    parts[2], parts[4] = (torch.cat(values)[views["photo"]] for values in zip(*fitted, strict=True))
+    train(prior, views["pictures"], torch.cat(parts, dim=1), views["truth"], arguments.steps)
     about = {**checkpoint.metadata, "archs": {"network_shape": checkpoint.metadata["archs"]["network_shape"]}}
     save_checkpoint(arguments.output, {"network_shape": regressor.state_dict()}, about, None, prior.model)
     identity = parts[0][:count]
