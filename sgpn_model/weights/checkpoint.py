@@ -275,8 +275,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         group, _, name = key.partition(".")
         if group not in groups:
             raise CheckpointError(f"{path}: tensor '{key}' belongs to no network that the metadata describes")
-        # A tensor that is not converted is a part of the mapped file, which it would keep in memory as a whole.
-        groups[group][name] = value.float() if value.is_floating_point() else value.clone()
+        # A tensor that is not converted is a part of the mapped file, which it keeps in memory as a whole. Networks are converted
+        # for inference, or need most of the file; the model would keep all of it for a small part.
+        kept = group == MODEL_PREFIX or not value.is_floating_point()
+        groups[group][name] = value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=kept)
     return Checkpoint(path, weights, metadata, model_tensors)
 
 

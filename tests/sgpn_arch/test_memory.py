@@ -1,9 +1,14 @@
-"""Freed memory that commands keep: a large tensor made again costs no page faults."""
+"""Memory: what commands keep costs no page faults, and a file of weights does not stay in it once they are ready."""
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from sgpn_model.restore.restorer import FaceRestorer
+from sgpn_model.weights.checkpoint import load_checkpoint, save_checkpoint
+from sgpn_model.weights.pretrained import find_weights
 
 PROGRAM = """
 import resource, sys, torch
@@ -56,3 +61,17 @@ print(kept and return_freed_memory(), before - size())
     if returned != "True":
         pytest.skip("this C library has no malloc_trim")
     assert int(fewer) > 80 << 20
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mapped files are listed on Linux only")
+def test_the_file_of_weights_is_not_kept_in_memory(tmp_path):
+    """The default weights in full precision, which need no conversion and so could stay mapped."""
+    checkpoint = load_checkpoint(find_weights("default"))
+    path = tmp_path / "in_full.safetensors"
+    model = checkpoint.morphable_model()
+    model.tex_mean += 1e-5  # not exact in half precision, in which the file would hold it otherwise
+    save_checkpoint(path, checkpoint.weights, checkpoint.metadata, None, model)
+    restorer = FaceRestorer.from_pretrained(path, "cpu", engine="torch")
+    mapped = Path("/proc/self/maps").read_text(encoding="utf-8")
+    assert str(path) not in mapped
+    assert restorer.size == 512
