@@ -37,14 +37,20 @@ train options/train/sgpn_open_512.yml name=sgpn_open_512_again train.total_iter=
     "path.pretrain_network_g=$before" "path.pretrain_network_shape=$before" \
     datasets.train.inpaint.probability=0.2 datasets.train.degradation.presets.clean=6 \
     datasets.train.degradation.defects.sensor_noise.probability=0.5
-before=$(newest sgpn_open_512_again) # and once more, with more of what is hard, a weaker discriminator, and the rendering in holes
+# Once more, with more of what is hard, a weaker discriminator, and the rendering in holes.
+harder=(datasets.train.degradation.presets.clean=3 datasets.train.degradation.presets.medium=6
+    datasets.train.degradation.presets.severe=6 datasets.train.degradation.defects.sensor_noise.probability=0.4
+    "datasets.train.inpaint={probability: 0.25, area: [0.01, 0.2], fill: rendering}" train.losses.perceptual.loss_weight=0.3)
+before=$(newest sgpn_open_512_again)
 train options/train/sgpn_open_512.yml name=sgpn_open_512_last train.total_iter=2400 path.grow_from=~ \
-    "path.pretrain_network_g=$before" "path.pretrain_network_shape=$before" \
-    datasets.train.degradation.presets.clean=3 datasets.train.degradation.presets.medium=6 \
-    datasets.train.degradation.presets.severe=6 datasets.train.degradation.defects.sensor_noise.probability=0.4 \
-    "datasets.train.inpaint={probability: 0.25, area: [0.01, 0.2], fill: rendering}" \
-    train.losses.perceptual.loss_weight=0.3 train.gan.loss_weight=0.004
-python "$here/ship_weights.py" "$(newest sgpn_open_512_last)" --output "$out/sgpn_open.safetensors"
+    "path.pretrain_network_g=$before" "path.pretrain_network_shape=$before" "${harder[@]}" train.gan.loss_weight=0.004
+# Until here, the regressor of what ships had only had its last layers fitted to photos. It was now trained as a whole, and the
+# generator got used to it.
+before=$(newest sgpn_open_512_last) again=$out/regressor_again.safetensors
+[ -f "$again" ] || python "$here/refit_regressor.py" --data "${faces[@]}" --weights "$before" -o "$again"
+train options/train/sgpn_open_512.yml name=sgpn_open_512_prior train.total_iter=1400 path.grow_from=~ \
+    "path.pretrain_network_g=$before" "path.pretrain_network_shape=$again" train.train_shape=false train.mesh_weight=0 "${harder[@]}"
+python "$here/ship_weights.py" "$(newest sgpn_open_512_prior)" --output "$out/sgpn_open.safetensors"
 
 # 3. The comparisons: three networks of one size, of which one is ours, trained alike.
 [ -n "${COMPARE:-}" ] || exit 0
