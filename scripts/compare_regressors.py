@@ -22,8 +22,7 @@ from tqdm import tqdm
 from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_data.alignment import align_face
 from sgpn_data.degradation import build_degradation
-from sgpn_data.photos import write_picture
-from sgpn_data.sheet import labelled_grid
+from sgpn_data.sheet import labelled_grid, write_page_picture
 from sgpn_data.tensors import to_images, to_tensor
 from sgpn_model.cli.arguments import add_data
 from sgpn_model.config.registries import fill_registries
@@ -121,7 +120,7 @@ def main() -> None:
     fill_registries()
     priors = {name: load_prior(place) for name, place in parse_restorers(arguments.regressors).items()}
     restorer = FaceRestorer.from_pretrained("default", "cpu")  # for its points only
-    write_picture(arguments.output / "regressors.jpg", draw_astronaut(priors, restorer))
+    write_page_picture(arguments.output / "regressors.jpg", draw_astronaut(priors, restorer))
     if arguments.data:
         print(table(priors, restorer, arguments.data, arguments.every))
 
