@@ -33,7 +33,7 @@ def write_atomically(path: str | Path, write: Callable[[str], Any], durable: boo
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path.parent)
+    _remove_leftovers(path.parent.absolute())  # the working folder may change
     folder, lock = _unfinished_folder(path.parent)
     temporary = os.path.join(folder, "part")
     try:

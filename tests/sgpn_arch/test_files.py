@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
-from sgpn_arch.files import sha256_of, write_atomically, write_tensors
+from sgpn_arch.files import UNFINISHED, sha256_of, write_atomically, write_tensors
 
 RAMP = np.arange(24.0, dtype=np.float32).reshape(2, 3, 4)
 LAYOUTS = {
@@ -122,6 +122,14 @@ class TestAtomicity:
         assert kept.exists()
         living.communicate("\n")
         assert living.returncode == 0 and sorted(os.listdir(tmp_path)) == ["b.png", "c.png"]
+
+    def test_leftovers_are_looked_for_in_each_working_folder(self, tmp_path, monkeypatch):
+        """A process that changes its working folder writes into another "out"."""
+        for name in "ab":
+            (tmp_path / name / "out" / f"{UNFINISHED}1").mkdir(parents=True)
+            monkeypatch.chdir(tmp_path / name)
+            write_atomically("out/c.png", lambda temporary: Path(temporary).write_text("c"))
+            assert os.listdir("out") == ["c.png"]
 
 
 def test_sha256(tmp_path):
