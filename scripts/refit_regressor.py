@@ -152,7 +152,7 @@ def look(prior: ShapePrior, dataset: FaceRestorationDataset, rounds: int, every:
     """
     good: dict[str, list[Tensor]] = {key: [] for key in ("pictures", "truth", "photo", "start")}
     degraded: dict[str, list[Tensor]] = {key: [] for key in good}
-    regressor = prior.regressor.for_inference()
+    regressor = prior.for_inference().regressor
     count, photos = 0, []
 
     def add(views: dict[str, list[Tensor]], crop: Tensor, points5: Tensor, landmarks: Tensor, photo: Tensor) -> None:
