@@ -118,9 +118,9 @@ MIRROR_5 = np.array([1, 0, 2, 4, 3])
 
 
 def mirror_points(points: np.ndarray, size: int) -> np.ndarray:
-    """The 68 or 5 points (K, 2) of a face after its image of ``size`` pixels is flipped left to right."""
-    order = MIRROR_68 if len(points) == 68 else MIRROR_5
-    return points[order] * [-1, 1] + [size - 1, 0]
+    """The 68 or 5 points (..., K, 2) of faces after their images of ``size`` pixels are flipped left to right."""
+    order = MIRROR_68 if points.shape[-2] == 68 else MIRROR_5
+    return points[..., order, :] * [-1, 1] + [size - 1, 0]
 
 
 @DATASET_REGISTRY.register()

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from sgpn_arch.files import write_atomically
 from sgpn_data.alignment import resize
 
 # The sizes of cells, and how wide a whole sheet may be, in pixels.
@@ -98,6 +99,7 @@ def write_page_picture(path: str | Path, picture: np.ndarray) -> None:
     for quality in range(95, 45, -5):
         data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
         if len(data) <= PAGE_BYTES:
-            Path(path).write_bytes(data.tobytes())
-            return
-    raise ValueError(f"{path}: over {PAGE_BYTES:,} bytes at any quality: draw fewer or smaller faces")
+            break
+    else:
+        raise ValueError(f"{path}: over {PAGE_BYTES:,} bytes at any quality: draw fewer or smaller faces")
+    write_atomically(path, lambda part: Path(part).write_bytes(data.tobytes()))

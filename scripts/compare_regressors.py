@@ -118,7 +118,6 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     fill_registries()
-    arguments.output.mkdir(parents=True, exist_ok=True)
     priors = {name: load_prior(place) for name, place in parse_restorers(arguments.regressors).items()}
     restorer = FaceRestorer.from_pretrained("default", "cpu")  # for its points only
     write_page_picture(arguments.output / "regressors.jpg", draw_astronaut(priors, restorer))

@@ -99,7 +99,6 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     fill_registries()
-    arguments.output.mkdir(parents=True, exist_ok=True)
     ours = WeightsRestorer(arguments.weights, "cpu")
     faces = chosen_faces(arguments.data)
     shapes = labelled_grid(draw_shapes(ours, arguments.data, faces), [""] * len(faces))

@@ -34,10 +34,8 @@ from sgpn_model.weights.pretrained import find_weights
 LEVELS = {"mild": 1, "medium": 2, "severe": 2}
 COLOR_NOISE = 0.3  # deviation of a vertex's texture from the model's, in units that make vertices count as independent
 STRANGER = 0.3  # a colour that is further from the mean texture's is hair or glasses
-JITTER = (
-    0.008,
-    0.03,
-)  # deviation of the five points, as a part of the picture's width: if it is good, and at most if not
+JITTER = 0.008  # deviation of the five points of good views, as a part of the picture's width
+MOST_JITTER = 0.03  # at most of degraded ones
 TEMPLATE = 0.25  # part of the degraded views that the template's points cut out
 GREY = 6  # one photo in so many
 WORKERS = 2  # processes that degrade photos
@@ -153,7 +151,7 @@ def look(prior: ShapePrior, dataset: FaceRestorationDataset, rounds: int, every:
     good: dict[str, list[Tensor]] = {key: [] for key in ("pictures", "truth", "photo", "start")}
     degraded: dict[str, list[Tensor]] = {key: [] for key in good}
     regressor = prior.for_inference().regressor
-    count, photos = 0, []
+    count = 0  # photos with known landmarks
 
     def add(views: dict[str, list[Tensor]], crop: Tensor, points5: Tensor, landmarks: Tensor, photo: Tensor) -> None:
         picture, truth = regressor_view(prior, crop, points5, landmarks)
@@ -168,33 +166,30 @@ def look(prior: ShapePrior, dataset: FaceRestorationDataset, rounds: int, every:
     chosen = torch.utils.data.Subset(dataset, range(0, len(dataset), every))
     for number in range(rounds):
         dataset.set_epoch(number)
-        first = number // 2 == 0  # of this kind
-        at = count if first else photos[number % 2]
-        photos.append(at)
+        at = number % 2 * count
         for batch in tqdm(torch.utils.data.DataLoader(chosen, 16, num_workers=WORKERS), desc="looking", unit="batch"):
             known = torch.isfinite(batch["landmarks68"]).all(dim=(1, 2))
             hq, lq, points5, landmarks = (batch[key][known] for key in ("hq", "lq", "points5", "landmarks68"))
             size = hq.shape[-1]
             if number % 2:
                 hq, lq = hq.flip(3), lq.flip(3)
-                points5, landmarks = (mirrored(points, size) for points in (points5, landmarks))
+                points5, landmarks = (
+                    torch.from_numpy(mirror_points(points.numpy(), size)).to(points) for points in (points5, landmarks)
+                )
             photo = torch.arange(at, at + len(hq))
             at += len(hq)
-            moved = points5 + JITTER[0] * size * torch.randn_like(points5)
-            if first:
+            moved = points5 + JITTER * size * torch.randn_like(points5)
+            if number < 2:
                 add(good, hq, moved, landmarks, photo)
             template = torch.from_numpy(template_points(dataset.template, size)).to(moved)
             guessed = (torch.rand(len(hq)) < TEMPLATE)[:, None, None]
-            moved = points5 + JITTER[1] * size * torch.rand(len(hq), 1, 1) * torch.randn_like(points5)
+            moved = points5 + MOST_JITTER * size * torch.rand(len(hq), 1, 1) * torch.randn_like(points5)
             add(degraded, lq, torch.where(guessed, template, moved), landmarks, photo)
-        count = max(count, at)
-    degraded["start"] = [torch.cat(good["start"])[photo] for photo in degraded["photo"]]
+        if number == 0:
+            count = at
+    start = torch.cat(good["start"])
+    degraded["start"] = [start[photo] for photo in degraded["photo"]]
     return {key: torch.cat([*values, *degraded[key]]) for key, values in good.items()}
-
-
-def mirrored(points: Tensor, size: int) -> Tensor:
-    """Points (N, K, 2) of faces after their images of ``size`` pixels are flipped left to right."""
-    return torch.stack([torch.from_numpy(mirror_points(one.numpy(), size)) for one in points]).to(points)
 
 
 def main() -> None:
