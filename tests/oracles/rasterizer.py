@@ -32,6 +32,10 @@ def rasterize(points, depth, triangles, size):
     return ids.reshape(size), barycentrics.reshape(*size, 3), np.where(ids >= 0, nearest, 0).reshape(size)
 
 
+# Depths that differ by less than this fraction are equal, by the definition of the rasteriser.
+TIE = Fraction(1, 10**10)
+
+
 def rasterize_exactly(points, depth, triangles, size):
     """As `rasterize`, from lists of Python floats and without any rounding, so that edges and ties are decided truly."""
     ids, barycentrics, pixel_depth = np.full(size, -1), np.zeros((*size, 3)), np.zeros(size)
@@ -39,7 +43,7 @@ def rasterize_exactly(points, depth, triangles, size):
         nearest, centre = None, (column + Fraction(1, 2), row + Fraction(1, 2))
         for index, triangle in enumerate(triangles):
             found = _at([points[i] for i in triangle], [depth[i] for i in triangle], centre)
-            if found and (nearest is None or found[1] < nearest):  # equally near: the first stays
+            if found and (nearest is None or found[1] * (1 + TIE) < nearest):  # equally near: the first stays
                 nearest = found[1]
                 ids[row, column], barycentrics[row, column], pixel_depth[row, column] = index, *found
     return ids, barycentrics, pixel_depth

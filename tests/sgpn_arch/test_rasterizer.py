@@ -73,10 +73,21 @@ VERTICES = {
 @given(st.data(), st.sampled_from([torch.float32, torch.float64]))
 def test_edges_ties_and_what_cannot_be_drawn_are_decided_exactly(kind, data, dtype):
     """Vertices on half pixels: centres on edges and corners, equal depths, both windings, no area, huge, not finite."""
-    size = (8, 9)
     vertices = data.draw(st.lists(VERTICES[kind], min_size=5, max_size=7))
     index = st.integers(0, len(vertices) - 1)
-    triangles = data.draw(st.lists(st.tuples(index, index, index), min_size=3, max_size=8))
+    check_exactly(vertices, data.draw(st.lists(st.tuples(index, index, index), min_size=3, max_size=8)), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nearly_equal_depths_are_a_tie(dtype):
+    """So large that one corner of another depth moves the depth here by 2e-15 of it: less than is told apart."""
+    far = 2.0**24
+    vertices = [(1.0, 0.0, 2.0), (0.0, 0.0, 1.0), (far, 0.0, 1.0), (0.0, far, 1.0), (-far, far, 1.0)]
+    check_exactly(vertices, [(0, 0, 0), (0, 3, 4), (0, 2, 4)], dtype)
+    check_exactly(vertices, [(0, 2, 4), (0, 3, 4)], dtype)
+
+
+def check_exactly(vertices, triangles, dtype, size=(8, 9)):
     points, depth = [v[:2] for v in vertices], [v[2] for v in vertices]
     tensors = torch.tensor(points, dtype=dtype)[None], torch.tensor(depth, dtype=dtype)[None], torch.tensor(triangles)
     ids, barycentrics, pixel_depth = oracle.rasterize_exactly(points, depth, triangles, size)

@@ -58,11 +58,11 @@ def rasterize(
         which also serves other devices: then only visibility is computed on the host.
 
     Triangles with a vertex that is not finite or has depth <= 0, and those of no area, are not drawn. A pixel centre on
-    an edge belongs to the triangle, so meshes have no cracks. The nearest triangle wins; equally near, the lowest index.
-    "cpu" and "torch" see the same triangles. nvdiffrast rounds vertices to a sixteenth of a pixel to find what is
-    visible, so that with triangles of a pixel some per cent of the pixels see a neighbour of theirs; it clips at the
-    nearest positive depth, and settles ties, edges and vertices that are not finite in its own way. Half precision is
-    computed in float32. First derivatives only by "cpu" and "nvdiffrast".
+    an edge belongs to the triangle, so meshes have no cracks. The nearest triangle wins; of two whose depths differ by
+    less than one part in 10^10 the lowest index. "cpu" and "torch" see the same triangles. nvdiffrast rounds vertices
+    to a sixteenth of a pixel to find what is visible, so that with triangles of a pixel some per cent of the pixels see
+    a neighbour of theirs; it clips at the nearest positive depth, and settles ties, edges and vertices that are not
+    finite in its own way. Half precision is computed in float32. First derivatives only by "cpu" and "nvdiffrast".
 
     Raises ValueError for shapes that do not fit, a vertex index out of range or an unknown backend, and
     ImportError where nvdiffrast is asked for but not installed.
