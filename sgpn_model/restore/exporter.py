@@ -30,6 +30,8 @@ from sgpn_model.weights.pretrained import build_networks, find_weights
 
 LOGGER = logging.getLogger("sgpn")
 OPSET = 20  # the first whose GridSample is of pictures and volumes alike; from 18 on all else is there
+# What engines compute more slowly than PyTorch, in terms that they do not. ONNX's form of lerp compares every weight with a half.
+SIMPLER = {torch.ops.aten.lerp.Tensor: lambda start, end, weight: start + weight * (end - start)}
 # Which tensors of a checkpoint the names of a program's weights mean.
 PREFIXES = {"network.": "network_g.", "prior.regressor.": "network_shape.", "prior.model.": "morphable_model."}
 # How far a file may be from PyTorch. fp32: relative to the largest value, or to 1 where that is less.
@@ -246,12 +248,13 @@ def _write_onnx(
 ) -> None:
     """Writes an ONNX file; with ``weights``, a checkpoint in the same folder, it reads from there what it can."""
     import onnx
+    from onnx.inliner import inline_selected_functions
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of names of dimensions
             found = torch.onnx.export(
-                traced,
+                traced.run_decompositions(SIMPLER),
                 input_names=list(program.inputs),
                 output_names=list(program.outputs)[: len(program(program.examples))],
                 opset_version=OPSET,
@@ -263,7 +266,8 @@ def _write_onnx(
             found.save(path)
     except Exception as error:
         raise _cannot(name, program, error) from error
-    model = onnx.load(path)
+    # onnxruntime (1.32) does not see that what such a cast makes of a constant is one, and so does not lay out the weights anew.
+    model = inline_selected_functions(onnx.load(path), [("", "CastLike")], inline_schema_functions=True)
     for graph in (model, model.graph, *model.graph.node, *model.graph.input, *model.graph.output, *model.functions):
         del graph.metadata_props[:]  # lines and paths of the machine that wrote it
     del model.graph.value_info[:]
