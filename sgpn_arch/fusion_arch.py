@@ -26,6 +26,8 @@ class Fusion(nn.Module):
     uses_render = True
     #: The first channel of F that :meth:`pass_photo` gives to the photo's features.
     photo_channel = 0
+    #: Whether :meth:`pass_photo` needs ``features_3d`` to be 0 in the channels that pass, since F always has their sum.
+    adds_render = False
 
     def __init_subclass__(cls, **keywords):
         super().__init_subclass__(**keywords)
@@ -55,7 +57,8 @@ class Fusion(nn.Module):
 
     def pass_photo(self, count: int) -> None:
         """Sets the parameters so that the photo passes: ``F[:, photo_channel + i] == features_lq[:, i]`` for i < count,
-        whatever the other maps are. A network can then begin as the identity (``train.start_from_input``).
+        whatever the other maps are (but see :attr:`adds_render`). A network can then begin as the identity
+        (``train.start_from_input``).
 
         Raises:
             ValueError: this fusion cannot, or does not say how.
@@ -118,11 +121,13 @@ class AFFB(Fusion):
 class SumFusion(Fusion):
     """``F = F_lq + F_3d``: the paper's ablation B, without AFFB."""
 
+    adds_render = True
+
     def forward(self, hidden, features_lq, features_3d):
         return features_lq + features_3d, None
 
     def pass_photo(self, count):
-        raise ValueError("SumFusion cannot pass the photo alone: it always adds the rendering")
+        pass  # which it does where the rendering's features are 0
 
     def for_strips(self, work):
         return lambda _, __, lq, render: (torch.add(lq, render, out=work.take("fused", *lq.shape)), None)

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("options_paths", nargs="+", metavar="OPTIONS", help="option files; the others are compared with the first")
     add("-o", "--output", default="experiments/ablation", metavar="OUT", help="folder")
-    add("--seeds", nargs="+", type=typed(Whole), default=[0, 1], metavar="SEED", help="seeds of the trainings")
+    add("--seeds", nargs="+", type=typed(Whole), default=[0, 1, 2], metavar="SEED", help="seeds of the trainings")
     add_data(parser)
     add_set(parser)
     add_device(parser, None)

@@ -98,19 +98,30 @@ def start_from_input(network: SGPN) -> None:
     features, 0 in StyledConv for the sake of a pretrained prior, are 1.
 
     Raises:
-        ValueError: the network is no SGPN, or its fusion cannot pass the photo.
+        ValueError: the network is no SGPN, has a ``patch``, or its fusion cannot pass the photo.
     """
     if not isinstance(network, SGPN):
         raise ValueError(f"only an SGPN can begin as the identity, and network_g is a {type(network).__name__}")
+    if network.patch > 1:
+        raise ValueError(
+            "only a network with network_g.patch: 1 can begin as the identity; one with more grows from it"
+        )
     decoder: Any = network.decoder
-    decoder.convs[-1].fusion.pass_photo(6)
+    fusion = decoder.convs[-1].fusion
+    if fusion.adds_render and network.render_encoder is None:
+        raise ValueError(
+            f"{type(fusion).__name__} adds the rendering to the photo that is to pass; give the rendering an encoder of its "
+            "own, which begins without it (network_g.share_encoder: false)"
+        )
+    fusion.pass_photo(6)
     for conv in [decoder.first_conv, *decoder.convs]:
         conv.weight.fill_(1)
     for to_rgb in [decoder.first_to_rgb, *decoder.to_rgbs]:
         to_rgb.conv.weight.zero_()
     for encoder in filter(None, (network.encoder, network.render_encoder)):
         first: Any = encoder.stages[0]
-        first.conv.weight[:6] = _plus_minus() / first.conv.scale
+        empty = fusion.adds_render and encoder is network.render_encoder
+        first.conv.weight[:6] = 0 if empty else _plus_minus() / first.conv.scale
         first.bias[:6] = 0
     to_rgb = decoder.to_rgbs[-1].conv
     shown = _photo_channels(network, -1)
@@ -154,6 +165,8 @@ def grow(network: SGPN, path: str | Path) -> None:
     if network.patch != small.patch:
         _grow_patch(network, small, path)
         return
+    if any(getattr(layer, "adds_render", False) for layer in network.modules()):
+        raise CheckpointError(f"{path}: cannot grow with a fusion that adds the rendering to the photo")
     start_from_input(network)
     ours, theirs = network.state_dict(), small.state_dict()
     renamed = {_grown_name(key): value for key, value in theirs.items() if ".stages.0." not in key}

@@ -80,7 +80,13 @@ class TestReport:
         report = json.loads((done / "report.json").read_text())
         tests = [json.loads((done / f"seed_{seed}" / "test" / "report.json").read_text())["table"] for seed in (3, 5)]
         assert set(report["table"]) >= {"degraded input", "full", "variant_a", "ground truth"}
+        # What cannot be measured here is said rather than lost.
+        assert set(report["table"]["variant_a"]) >= {"psnr", "ssim", "perceptual_mnv2", "frechet_mnv2"}
         for metric in ablate.METRICS:
+            if metric not in report["table"]["variant_a"]:
+                assert any(metric in why for why in report["left_out"])
+                assert f"- {metric}" in (done / "report.md").read_text()
+                continue
             values = [table["variant_a"][metric] for table in tests]
             cell = report["table"]["variant_a"][metric]
             assert cell["mean"] == pytest.approx(sum(values) / 2)
@@ -155,6 +161,7 @@ class TestRefusals:
 def test_one_seed_has_no_spread():
     scores = {0: {"full": {"psnr": 25.0}, "b": {"psnr": 24.0}}}
     report = {**ablate.compare(scores, ["full", "b"])}
+    report["left_out"] = []
     report["settings"] = {
         "changes": {"full": {}, "b": {"x": 1}},
         "files": {"full": "f.yml", "b": "b.yml"},

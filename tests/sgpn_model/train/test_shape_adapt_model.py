@@ -216,7 +216,7 @@ def test_two_beginnings_of_the_generator_are_refused_by_both_names(options, pair
 
 def test_a_fusion_that_cannot_pass_the_photo_is_refused_by_its_name(options):
     fill_registries()
-    with pytest.raises(OptionError, match="train.start_from_input: SumFusion cannot pass the photo alone"):
+    with pytest.raises(OptionError, match="train.start_from_input: SumFusion adds the rendering"):
         joint = {"fusion": "SumFusion", "type": "SGPN", "size": SIZE, "width": 0.02, "coeff_dim": sum(DIMS) + 33}
         train = {"total_iter": 1, "losses": {"l": {"type": "L1Loss"}}, "gan": None, "start_from_input": True}
         train |= {"optim_g": {"type": "Adam", "lr": 1.0e-4}, "train_shape": False}

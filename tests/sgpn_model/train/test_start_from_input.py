@@ -63,10 +63,11 @@ class Silent(Fusion):
         return features_lq * torch.sigmoid(features_3d), None
 
 
-REFUSED = {
-    "SumFusion": "SumFusion cannot pass the photo alone",
-    "Silent": "Silent does not say how it passes the photo",
-}
+def why_refused(fusion: str, changes: dict) -> str | None:
+    """What the message says if a network cannot begin as the identity."""
+    if fusion == "SumFusion" and not changes:
+        return "SumFusion adds the rendering.*share_encoder: false"
+    return "Silent does not say how it passes the photo" if fusion == "Silent" else None
 
 
 @pytest.fixture
@@ -89,9 +90,9 @@ def test_a_fresh_network_returns_its_photo_or_its_fusion_is_refused(plugins, fus
     torch.manual_seed(0)
     network = build_network({**OPTIONS, "fusion": fusion, **changes}).eval()
     photo, render, coeffs = inputs(64)
-    if fusion in REFUSED:
+    if reason := why_refused(fusion, changes):
         before = [value.clone() for value in network.parameters()]
-        with pytest.raises(ValueError, match=REFUSED[fusion]):
+        with pytest.raises(ValueError, match=reason):
             start_from_input(network)
         assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
         return
@@ -105,6 +106,11 @@ def test_too_few_channels_for_the_photo_are_an_error():
         start_from_input(build_network({**OPTIONS, "width": 0.01, "fusion": "ChannelSplitSFT"}))
 
 
+def test_a_network_with_patches_grows_instead():
+    with pytest.raises(ValueError, match="network_g.patch: 1 can begin"):
+        start_from_input(build_network({**OPTIONS, "patch": 2}))
+
+
 def test_it_can_learn_to_change_it(small):
     """Every scale's ToRGB has a gradient, and so has what comes before it once the weights have moved."""
     photo, render, coeffs = inputs(64)
@@ -113,8 +119,8 @@ def test_it_can_learn_to_change_it(small):
     assert all(layer.conv.weight.grad.abs().max() > 0 for layer in layers)
 
 
-def saved(network, path):
-    metadata = {"archs": {"network_g": complete_options(OPTIONS)}}
+def saved(network, path, options=OPTIONS):
+    metadata = {"archs": {"network_g": complete_options(options)}}
     save_checkpoint(path, {"network_g": network.state_dict()}, metadata)
     return str(path)
 
@@ -139,6 +145,13 @@ def test_a_grown_network_does_what_the_small_one_did(small, tmp_path):
     wanted = F.interpolate(correction, size=128, mode="bilinear", align_corners=False)
     inner = (..., slice(16, -16), slice(16, -16))  # the filters pad with zeros
     assert (found - wanted)[inner].abs().mean() < 0.1 * wanted[inner].abs().mean()
+
+
+def test_a_sum_of_photo_and_rendering_does_not_grow(tmp_path):
+    own = {**OPTIONS, "fusion": "SumFusion", "share_encoder": False}
+    path = saved(build_network(own), tmp_path / "small.safetensors", own)
+    with pytest.raises(CheckpointError, match="small.safetensors: cannot grow with a fusion that adds"):
+        grow(build_network({**own, "size": 128}), path)
 
 
 def enlarged(image):
