@@ -17,6 +17,31 @@ OUTER_EYE_CORNERS = (36, 45)
 
 
 @LOSS_REGISTRY.register()
+class GridLoss(nn.Module):
+    """What a picture repeats from square to square of ``period`` pixels, and its target does not (a choice of ours).
+
+    A network that makes several pixels of each place, as SGPN with a ``patch``, can give them offsets of their own: a grid,
+    of which L1 and features make little. Of the difference of both pictures, each phase of the period is averaged over
+    windows, where texture averages out and a grid does not; the mean of all phases is taken away, and the absolute values
+    are averaged.
+
+    Args:
+        loss_weight: factor. period: side of the square, in pixels. window: squares in a row of a window; windows overlap by
+            half.
+    """
+
+    def __init__(self, loss_weight: Amount = 1.0, period: Count = 2, window: Count = 8):
+        super().__init__()
+        self.loss_weight, self.period, self.window = loss_weight, period, window
+
+    def forward(self, pred: Tensor, target: Tensor) -> Tensor:
+        """(N, C, H, W) twice -> scalar. H and W are multiples of ``period``, and hold a window at least."""
+        phases = F.pixel_unshuffle(pred - target, self.period)
+        phases = F.avg_pool2d(phases, self.window, stride=max(1, self.window // 2)).unflatten(1, (-1, self.period**2))
+        return self.loss_weight * (phases - phases.mean(dim=2, keepdim=True)).abs().mean()
+
+
+@LOSS_REGISTRY.register()
 class MobileNetPerceptualLoss(nn.Module):
     """Mean absolute difference of MobileNetV2's features, averaged over its four stages (a choice of ours).
 

@@ -118,3 +118,17 @@ def adam(start, gradients, rate, betas, eps=1e-8):
         second = betas[1] * second + (1 - betas[1]) * gradient**2
         value -= rate * (first / (1 - betas[0] ** t)) / (np.sqrt(second / (1 - betas[1] ** t)) + eps)
     return value
+
+
+def grid_loss(pred, target, period, window):
+    """(N, C, H, W) twice: in windows of squares of pixels, how far each phase of the period is from the mean of all."""
+    values = []
+    side, step = period * window, period * max(1, window // 2)
+    for plane in (pred - target).reshape(-1, *pred.shape[2:]):
+        for top in range(0, plane.shape[0] - side + 1, step):
+            for left in range(0, plane.shape[1] - side + 1, step):
+                part = plane[top : top + side, left : left + side]
+                values += [
+                    abs(part[y::period, x::period].mean() - part.mean()) for y in range(period) for x in range(period)
+                ]
+    return sum(values) / len(values)

@@ -22,6 +22,7 @@ from sgpn_data.tensors import to_images
 from sgpn_model.config.registries import fill_registries
 from sgpn_model.train.joint_model import SGPNModel
 from sgpn_model.train.losses import (
+    GridLoss,
     MobileNetPerceptualLoss,
     coefficient_prior,
     landmark_loss_2d,
@@ -600,3 +601,35 @@ class TestFaceRegion:
     def test_a_face_beyond_the_picture_is_cut_off(self):
         mask = face_region(drawn_face()[None] + torch.tensor([60.0, 0.0]), 100)
         assert mask[0, 0, 60, 95] == 1 and mask[0, 0, :, :70].sum() == 0
+
+
+# -- Grids ------------------------------------------------------------------------------------------------------------
+
+
+class TestGridLoss:
+    @settings(max_examples=25, deadline=None)
+    @given(st.integers(1, 3), st.integers(1, 4), st.integers(0, 5), st.integers(0, 1000))
+    def test_equals_a_loop_over_windows_and_phases(self, period, window, more, seed):
+        side = period * (window + more)
+        pred, target = random(2, 3, side, side, seed=seed), random(2, 3, side, side, seed=seed + 1)
+        found = GridLoss(0.5, period, window)(pred, target)
+        assert found.item() == pytest.approx(0.5 * oracle.grid_loss(pred.numpy(), target.numpy(), period, window))
+
+    def test_a_grid_counts_by_its_height(self):
+        """Columns lighter and darker by turns, by 0.1: that far each phase is from their mean."""
+        target = random(1, 3, 32, 32)
+        grid = torch.tensor([0.1, -0.1]).repeat(16).double()
+        assert GridLoss()(target + grid, target).item() == pytest.approx(0.1)
+        assert GridLoss()(target + grid.view(-1, 1), target).item() == pytest.approx(0.1)
+
+    def test_another_light_and_texture_hardly_count(self):
+        target = random(1, 3, 64, 64)
+        assert GridLoss()(target + 0.3, target).item() == pytest.approx(0, abs=1e-12)
+        noise = 0.1 * random(1, 3, 64, 64, seed=1)
+        assert GridLoss()(target + noise, target) < 0.02  # 0.1 over the root of 64 squares
+
+    def test_its_gradient_takes_the_grid_away(self):
+        target = random(1, 1, 32, 32)
+        offset = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+        GridLoss(2.0)(target + offset * torch.tensor([1.0, -1.0]).repeat(16).double(), target).backward()
+        assert offset.grad.item() == pytest.approx(2)
