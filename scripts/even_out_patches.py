@@ -5,8 +5,8 @@ python scripts/even_out_patches.py WEIGHTS --data faces -o evened.safetensors
 The finest ToRGB makes four pixels of each place. Trained adversarially, it gives them offsets of their own where the features
 say "iris": a grid of two pixels' period. Averaged over a window, how the four differ (across, down and diagonally) is such a
 grid, or a slope. On degraded training faces these means are fitted to the true pictures': the change of the layer's weights is
-the ridge regression of the remaining error on the means of the modulated features. (A choice of ours.) The mean of the four
-pixels stays as it is.
+the ridge regression of the remaining error on the means of the modulated features. Some of the faces are good ones with noise of
+their own resolution, or the change would let such noise pass. (A choice of ours.) The mean of the four pixels stays as it is.
 """
 
 import argparse
@@ -37,6 +37,7 @@ WITHIN = torch.tensor([[1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]).float()
 WINDOW = 8  # places in a row, every fourth of which a window begins at
 # Windows with eyes or lips are few, and a grid is seen there first. The ridge is this part of the features' energy at places.
 WEIGHT, RIDGE = 30.0, 0.003
+NOISE = 25.0  # grey levels, sigma
 
 
 class Sums:
@@ -93,7 +94,7 @@ def even_out(network: Any, prior: Any, data: list[str], count: int) -> float:
     hook = to_rgb.register_forward_pre_hook(
         lambda layer, given: seen.append(given[0] * layer.modulation(given[1])[:, :, None, None])
     )
-    sums = Sums(to_rgb.weight.shape[1])
+    sums, noise = Sums(to_rgb.weight.shape[1]), torch.Generator().manual_seed(7)
     for level in LEVELS:
         size = [f"datasets.test.{key}={network.size}" for key in ("size", "min_size")]
         options, origins = read_options(OPTIONS / f"open_{level}.yml", size)
@@ -103,10 +104,12 @@ def even_out(network: Any, prior: Any, data: list[str], count: int) -> float:
         for number in torch.randperm(len(faces), generator=torch.Generator().manual_seed(7))[:count].tolist():
             face = faces[number]
             photo, truth, landmarks = face["lq"][None], face["hq"][None], face["landmarks68"]
-            given = programs(network, prior, photo, five(landmarks))["generator"].examples
-            missing = truth - network(*given)
-            sums.add(seen.pop(), missing, region(landmarks, network.size))
-            seen.clear()
+            noisy = (truth + torch.randn(truth.shape, generator=noise) * NOISE / 127.5).clamp(-1, 1)
+            for given in (photo, noisy) if level == LEVELS[0] else (photo,):
+                inputs = programs(network, prior, given, five(landmarks))["generator"].examples
+                missing = truth - network(*inputs)
+                sums.add(seen.pop(), missing, region(landmarks, network.size))
+                seen.clear()
         LOGGER.info("%s: %d faces", level, min(count, len(faces)))
     hook.remove()
     before = to_rgb.weight.clone()
