@@ -17,23 +17,18 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from judge_levels import LEVELS, OPTIONS
+from judge_levels import LEVELS, test_set
 from torch import Tensor
 from torch.nn import functional as F
 
 from sgpn_arch.ranges import Count
 from sgpn_model.cli.arguments import add_data, typed
-from sgpn_model.config.data_folders import fill_roots
-from sgpn_model.config.reading import read_options
 from sgpn_model.config.registries import fill_registries
-from sgpn_model.restore.exporter import programs
-from sgpn_model.train.batches import build_dataset
+from sgpn_model.train.initialise import WITHIN
 from sgpn_model.weights.checkpoint import load_checkpoint, save_checkpoint
 from sgpn_model.weights.pretrained import build_networks, find_weights
 
 LOGGER = logging.getLogger("sgpn")
-# How four pixels differ: across, down, diagonally.
-WITHIN = torch.tensor([[1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]).float()
 WINDOW = 8  # places in a row, every fourth of which a window begins at
 # Windows with eyes or lips are few, and a grid is seen there first. The ridge is this part of the features' energy at places.
 WEIGHT, RIDGE = 30.0, 0.003
@@ -80,36 +75,29 @@ def region(landmarks: Tensor, size: int) -> Tensor:
     return torch.from_numpy(drawn)
 
 
-def five(landmarks: Tensor) -> Tensor:
-    """(68, 2) -> (1, 5, 2): eyes, tip of the nose, corners of the mouth."""
-    parts = [landmarks[36:42].mean(0), landmarks[42:48].mean(0), landmarks[30], landmarks[48], landmarks[54]]
-    return torch.stack(parts)[None]
-
-
 @torch.no_grad()
 def even_out(network: Any, prior: Any, data: list[str], count: int) -> float:
     """Changes the network, by ``count`` training faces of each level; returns how far, relative to the weights."""
+    network.eval()
+    prior.eval()
     to_rgb = network.decoder.to_rgbs[-1].conv
     seen: list[Tensor] = []
     hook = to_rgb.register_forward_pre_hook(
         lambda layer, given: seen.append(given[0] * layer.modulation(given[1])[:, :, None, None])
     )
     sums, noise = Sums(to_rgb.weight.shape[1]), torch.Generator().manual_seed(7)
+    size = network.size
+    changes = ["datasets.test.split=train", f"datasets.test.size={size}", f"datasets.test.min_size={size}"]
     for level in LEVELS:
-        size = [f"datasets.test.{key}={network.size}" for key in ("size", "min_size")]
-        options, origins = read_options(OPTIONS / f"open_{level}.yml", size)
-        fill_roots(options, origins, data)
-        options["datasets"]["test"]["split"] = "train"
-        faces = build_dataset(options["datasets"]["test"], "test")
+        faces = test_set(level, data, changes)
         for number in torch.randperm(len(faces), generator=torch.Generator().manual_seed(7))[:count].tolist():
             face = faces[number]
-            photo, truth, landmarks = face["lq"][None], face["hq"][None], face["landmarks68"]
+            photo, truth, points5 = face["lq"][None], face["hq"][None], face["points5"][None]
             noisy = (truth + torch.randn(truth.shape, generator=noise) * NOISE / 127.5).clamp(-1, 1)
             for given in (photo, noisy) if level == LEVELS[0] else (photo,):
-                inputs = programs(network, prior, given, five(landmarks))["generator"].examples
-                missing = truth - network(*inputs)
-                sums.add(seen.pop(), missing, region(landmarks, network.size))
-                seen.clear()
+                shape = prior(given, points5)
+                missing = truth - network(given, shape.render, shape.coeffs)
+                sums.add(seen.pop(), missing, region(face["landmarks68"], size))
         LOGGER.info("%s: %d faces", level, min(count, len(faces)))
     hook.remove()
     before = to_rgb.weight.clone()

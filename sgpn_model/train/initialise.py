@@ -165,7 +165,8 @@ def grow(network: SGPN, path: str | Path) -> None:
     if network.patch != small.patch:
         _grow_patch(network, small, path)
         return
-    if any(getattr(layer, "adds_render", False) for layer in network.modules()):
+    decoder: Any = network.decoder
+    if decoder.convs[-1].fusion.adds_render:
         raise CheckpointError(f"{path}: cannot grow with a fusion that adds the rendering to the photo")
     start_from_input(network)
     ours, theirs = network.state_dict(), small.state_dict()
