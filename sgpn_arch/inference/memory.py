@@ -4,21 +4,28 @@ import ctypes
 import sys
 
 # glibc's names for mallopt, from malloc.h.
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -3, -4, -8
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(large: bool = True) -> bool:
     """Lets the process keep the memory that tensors free, for the next ones; returns whether the C library can.
 
     glibc takes every large block from the kernel and gives it back at once, and the kernel fills each anew with zeros, page
     by page: on a CPU that costs more than the arithmetic of activations, losses and optimisers. Kept memory counts as
     the process's until it ends, so this is for commands, not for importing the library. Elsewhere than on glibc nothing
     happens.
+
+    Args:
+        large: also blocks of more than 32 MiB, the most that glibc takes for a limit. An aligned block does not fit into
+            the hole that one of its size left, so keeping them makes a process larger: where large blocks are few,
+            it is better not to.
     """
     mallopt = _of_c_library("mallopt", ctypes.c_int, ctypes.c_int)
     if mallopt is None:
         return False
-    settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 64 << 20}
+    # One arena: what a thread frees in an arena of its own is of no use to another thread.
+    settings = {M_ARENA_MAX: 1, M_TRIM_THRESHOLD: 2**31 - 1}
+    settings |= {M_MMAP_MAX: 0, M_TOP_PAD: 64 << 20} if large else {M_MMAP_THRESHOLD: 32 << 20}
     return min(mallopt(name, value) for name, value in settings.items()) == 1
 
 

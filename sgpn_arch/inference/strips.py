@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from sgpn_arch.sgpn_arch import Decoder, Encoder
 
 # Bytes of activations that a step works on at a time: about what the caches hold. Upsampling computes two rows of its
-# input twice at every seam, and so takes larger strips.
-STRIP_BYTES, WINOGRAD_STRIP_BYTES, UPSAMPLING_STRIP_BYTES = 4 << 20, 8 << 20, 16 << 20
+# input twice at every seam, and so takes larger strips; in still larger ones it is no faster, and what it makes of them
+# is several times their size.
+STRIP_BYTES, WINOGRAD_STRIP_BYTES, UPSAMPLING_STRIP_BYTES = 4 << 20, 8 << 20, 8 << 20
 # From this resolution on Winograd's filtering is quicker than the plain convolution (measured), in float32; the
 # transforms of bfloat16 numbers would cost too many digits.
 WINOGRAD_FROM = 32
@@ -365,8 +366,8 @@ class Masks:
         """Takes the rows of a mask (rows, size, C), from ``start`` on; the strips of a layer come in order."""
         if self.wanted == "none" or (self.wanted == "picture" and size != self.finest):
             return
-        if self.wanted == "picture":
-            mask = mask.mean(dim=2, keepdim=True, dtype=torch.float32)
+        if self.wanted == "picture":  # in pieces, for PyTorch makes a float32 copy of what it takes the mean of
+            mask = torch.cat([rows.mean(dim=2, keepdim=True, dtype=torch.float32) for rows in mask.split(16)])
         maps = self.all.setdefault(size, [])
         if start == 0:
             maps.append(mask.new_empty(size, *mask.shape[1:]))

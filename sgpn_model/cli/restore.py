@@ -198,7 +198,8 @@ def run(
     if hole is not None and "inpaint" not in restorer.task:
         raise _cannot_fill(building["weights"], restorer.task)
     return_freed_memory()
-    keep_freed_memory()
+    # Networks that work strip by strip make few large maps.
+    keep_freed_memory(large=restorer.background.is_network or restorer.engine.precision == "as given")
     # A network for the background takes so long that it is shown for a single photo, too.
     progress = Progress(
         waiting, len(waiting) == 1 and not restorer.background.is_network, restorer.background.is_network
