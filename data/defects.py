@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from annotated_types import Ge, Gt, Le
 
+from sgpn_arch.colour import LUMA
 from sgpn_arch.ranges import Amount, Fraction
 from sgpn_arch.schema import Options, Span
 
@@ -168,7 +169,7 @@ def add_defects(
 def fade(image: np.ndarray, strength: float, white: np.ndarray) -> np.ndarray:
     """Colours lose half of ``strength`` of their distance from grey, black rises by 0.35 of it, and white becomes ``white``
     (3,) per channel; tones between black and white stay in proportion."""
-    grey = image @ np.array([0.114, 0.587, 0.299], np.float32)
+    grey = image @ np.array(LUMA[::-1], np.float32)
     image = image + np.float32(0.5 * strength) * (grey[..., None] - image)
     black = 0.35 * strength
     return (black + image * (np.asarray(white) - black)).astype(np.float32)

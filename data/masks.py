@@ -38,8 +38,8 @@ class MaskOptions(Options):
     shape_probability: Fraction = 0.0
     """Chance that a piece is an ellipse or a rectangle instead of a stroke."""
     fill: Fill = "white"
-    """What networks see in the hole: "white", as in the paper, or "rendering", the shape prior's, in colours that go on from the
-    hole's border (a choice of ours); the regressor, which comes first, sees the surroundings' colours there."""
+    """What networks see in the hole: "white", or "rendering", the shape prior's, in colours that go on from the hole's border
+    (both are choices of ours); the regressor, which comes first, sees the surroundings' colours there."""
 
 
 # The grid on which a mask is composed before it is drawn at its size. What shows of it is below a pixel.

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sgpn_arch.face3d.camera import rotation_matrix
+from sgpn_arch.face3d.face_mesh import in_grey
 from sgpn_arch.face3d.lighting import AMBIENT, shade
 from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.face3d.shape_prior import ShapePrior
@@ -39,7 +40,6 @@ MOST_JITTER = 0.03  # at most of degraded ones
 TEMPLATE = 0.25  # part of the degraded views that the template's points cut out
 GREY = 6  # one photo in so many
 WORKERS = 2  # processes that degrade photos
-LUMA = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
 VERTICES = 400  # whose colours are compared
 
 
@@ -156,7 +156,7 @@ def look(prior: ShapePrior, dataset: FaceRestorationDataset, rounds: int, every:
     def add(views: dict[str, list[Tensor]], crop: Tensor, points5: Tensor, landmarks: Tensor, photo: Tensor) -> None:
         picture, truth = regressor_view(prior, crop, points5, landmarks)
         grey = (photo % GREY == 0)[:, None, None, None]
-        picture = torch.where(grey, (picture * LUMA).sum(1, keepdim=True), picture)
+        picture = torch.where(grey, in_grey(picture.movedim(1, -1)).movedim(-1, 1), picture)
         views["pictures"].append((picture * 255).round().to(torch.uint8))
         views["truth"].append(truth)
         views["photo"].append(photo)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from sgpn_arch.colour import LUMA
 from sgpn_arch.ops import concat_leaky_relu, convolution, fir_kernel, fused_leaky_relu, upfirdn2d, upsample2d
 
 MIN_SIZE, MAX_SIZE = 64, 1024
@@ -69,9 +70,6 @@ def check_inputs(network: Any, lq, render, coeffs) -> None:
 def quick_layout(x: torch.Tensor) -> torch.Tensor:
     """(N, C, H, W) unchanged in value; on the CPU in channels_last, where convolutions and blurs run much quicker."""
     return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
-
-
-LUMA = (0.299, 0.587, 0.114)  # Rec. 601: how light red, green and blue are
 
 
 def within_patches(image: torch.Tensor, patch: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from sgpn_arch.colour import LUMA
 from sgpn_arch.files import write_atomically
 
 SUFFIXES = (".glb", ".obj")
@@ -45,7 +46,7 @@ def in_grey(colors: Any) -> Any:
     answer a photo without colours by a light of the opposite colour, which never fits everywhere; their product as the
     photo would show it does.
     """
-    return 0.299 * colors[..., [0, 0, 0]] + 0.587 * colors[..., [1, 1, 1]] + 0.114 * colors[..., [2, 2, 2]]
+    return sum(weight * colors[..., [i, i, i]] for i, weight in enumerate(LUMA))
 
 
 def write_mesh(path: str | Path, mesh: FaceMesh) -> None:

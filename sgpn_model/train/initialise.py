@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgpn_arch.layers import LUMA, ModulatedConv2d
+from sgpn_arch.colour import LUMA
+from sgpn_arch.layers import ModulatedConv2d
 from sgpn_arch.released_names import PriorReport, init_from_prior
 from sgpn_arch.sgpn_arch import SGPN
 from sgpn_arch.stylegan2_arch import ConcatStyleGAN2Generator
