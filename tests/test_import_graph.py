@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Longest prefix first: a module belongs to the first floor whose prefix it begins with.
 FLOORS = {
+    "sgpn_arch.colour": 0,
     "sgpn_arch.files": 0,
     "sgpn_arch.ops": 0,
     "sgpn_arch.face3d": 0,
