@@ -54,7 +54,7 @@ def face(astronaut):
 
 @pytest.fixture(scope="session")
 def bundle(tiny_weights, tmp_path_factory):
-    """A bundle of tiny random weights, made once for all workers."""
+    """A bundle of tiny random weights with PyTorch's programs, made once for all workers."""
     pytest.importorskip("onnxscript", reason="export needs the packages onnx and onnxscript")
     from sgpn_model.restore.exporter import export
     from sgpn_model.weights.bundle import read_bundle
@@ -62,4 +62,4 @@ def bundle(tiny_weights, tmp_path_factory):
     base = tmp_path_factory.getbasetemp()
     folder = (base if os.environ.get("PYTEST_XDIST_WORKER") is None else base.parent) / "bundle"
     with FileLock(f"{folder}.lock"):
-        return read_bundle(folder) if folder.exists() else export(tiny_weights, folder)
+        return read_bundle(folder) if folder.exists() else export(tiny_weights, folder, pt2=True)

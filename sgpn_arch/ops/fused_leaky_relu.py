@@ -73,7 +73,12 @@ def _plain(x, bias, slope, gain):
     bias = bias.to(x.dtype).reshape(1, -1, *[1] * (x.ndim - 2))
     # A positive gain may be applied before the leaky ReLU, which saves a pass over the activations;
     # the sum is a fresh tensor, so that working in place is safe and saves another.
-    return functional.leaky_relu_(torch.add(bias * gain, x, alpha=gain), slope)
+    if torch.compiler.is_compiling():
+        # In one with a matrix product, torch.compile loses `alpha` (findings/inductor_add_alpha.sh). It fuses the two anyway.
+        total = bias * gain + x * gain
+    else:
+        total = torch.add(bias * gain, x, alpha=gain)
+    return functional.leaky_relu_(total, slope)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

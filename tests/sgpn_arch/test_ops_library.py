@@ -1,6 +1,7 @@
 """Tests of where the operators' kernels come from: built once for all processes, and done without where they cannot be."""
 
 import os
+import shutil
 import warnings
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sgpn_arch.fusion_arch import AFFB
-from sgpn_arch.layers import StyledConv
+from sgpn_arch.layers import EqualLinear, StyledConv
 from sgpn_arch.ops import concat_leaky_relu, fused_leaky_relu, library, masked_blend, upfirdn2d
 
 
@@ -172,6 +173,13 @@ class OperatorNames(TorchDispatchMode):
         if namespace == "sgpn":
             self.names.add(name)
         return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler (g++)")
+def test_a_compiled_linear_layer_keeps_its_gain():
+    torch.manual_seed(0)
+    layer, x = EqualLinear(16, 8, activate=True, bias_init=0.5), torch.randn(3, 16)
+    torch.testing.assert_close(torch.compile(layer)(x), layer(x))
 
 
 def test_compiled_layers_on_a_cpu_are_one_graph():
