@@ -71,13 +71,11 @@ def concat_leaky_relu(
 
 def _plain(x, bias, slope, gain):
     bias = bias.to(x.dtype).reshape(1, -1, *[1] * (x.ndim - 2))
-    # A positive gain may be applied before the leaky ReLU, which saves a pass over the activations;
-    # the sum is a fresh tensor, so that working in place is safe and saves another.
-    if torch.compiler.is_compiling():
-        # In one with a matrix product, torch.compile loses `alpha` (findings/inductor_add_alpha.sh). It fuses the two anyway.
-        total = bias * gain + x * gain
-    else:
-        total = torch.add(bias * gain, x, alpha=gain)
+    # A positive gain may be applied before the leaky ReLU, which saves a pass over the activations; the sum is a fresh
+    # tensor, so that working in place is safe and saves another. torch.compile fuses steps itself, and where x is a matrix
+    # product it would lose `alpha` (findings/inductor_add_alpha.sh).
+    compiling = torch.compiler.is_compiling()
+    total = bias * gain + x * gain if compiling else torch.add(bias * gain, x, alpha=gain)
     return functional.leaky_relu_(total, slope)
 
 
