@@ -16,14 +16,14 @@ def keep_freed_memory(large: bool = True) -> bool:
     happens.
 
     Args:
-        large: also blocks of more than 32 MiB, the most that glibc takes for a limit. An aligned block does not fit into
-            the hole that one of its size left, so keeping them makes a process larger: where large blocks are few,
-            it is better not to.
+        large: also blocks of more than 32 MiB, the most that glibc takes for a limit on 64 bits. An aligned block does not
+            fit into the hole that one of its size left, so keeping them makes a process larger: where large blocks are
+            few, it is better not to.
     """
     mallopt = _of_c_library("mallopt", ctypes.c_int, ctypes.c_int)
     if mallopt is None:
         return False
-    # One arena: what a thread frees in an arena of its own is of no use to another thread.
+    # No further arenas: what a thread frees in an arena of its own is of no use to another thread.
     settings = {M_ARENA_MAX: 1, M_TRIM_THRESHOLD: 2**31 - 1}
     settings |= {M_MMAP_MAX: 0, M_TOP_PAD: 64 << 20} if large else {M_MMAP_THRESHOLD: 32 << 20}
     return min(mallopt(name, value) for name, value in settings.items()) == 1

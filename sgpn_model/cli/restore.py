@@ -198,7 +198,7 @@ def run(
     if hole is not None and "inpaint" not in restorer.task:
         raise _cannot_fill(building["weights"], restorer.task)
     return_freed_memory()
-    # Networks that work strip by strip make few large maps.
+    # Networks of backgrounds, and of plugins that have no form for inference, make many large maps.
     keep_freed_memory(large=restorer.background.is_network or restorer.engine.precision == "as given")
     # A network for the background takes so long that it is shown for a single photo, too.
     progress = Progress(
