@@ -7,6 +7,7 @@
 # Ours:     sgpn_arch/ops/fused_leaky_relu.py writes the factor out under torch.compile and torch.export; test_ops_library.py
 #           compares a compiled layer with itself. Programs of AOTInductor were wrong for this reason, too.
 set -euo pipefail
+command -v g++ >/dev/null || { echo "this needs g++, which torch.compile calls" >&2; exit 2; }
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
