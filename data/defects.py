@@ -20,6 +20,7 @@ Length = Annotated[float, Gt(0), Le(200)]
 Quality = Annotated[int, Ge(1), Le(100)]
 # Angles of the screens that blue, green and red are printed with (yellow, magenta, cyan ink), in degrees.
 SCREEN_ANGLES = (0.0, 75.0, 15.0)
+BGR_LUMA = np.array(LUMA[::-1], np.float32)
 FINER = 3  # printed dots are drawn so many times as fine in each direction, then averaged
 
 
@@ -169,7 +170,7 @@ def add_defects(
 def fade(image: np.ndarray, strength: float, white: np.ndarray) -> np.ndarray:
     """Colours lose half of ``strength`` of their distance from grey, black rises by 0.35 of it, and white becomes ``white``
     (3,) per channel; tones between black and white stay in proportion."""
-    grey = image @ np.array(LUMA[::-1], np.float32)
+    grey = image @ BGR_LUMA
     image = image + np.float32(0.5 * strength) * (grey[..., None] - image)
     black = 0.35 * strength
     return (black + image * (np.asarray(white) - black)).astype(np.float32)

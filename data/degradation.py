@@ -18,10 +18,9 @@ from annotated_types import Ge, Le
 from pydantic import BeforeValidator, Field, model_validator
 
 from sgpn_arch.by_name import check_plugin
-from sgpn_arch.colour import LUMA
 from sgpn_arch.ranges import Amount, Count, Fraction, OddCount, Positive, Told
 from sgpn_arch.schema import Options, Span
-from sgpn_data.defects import DefectOptions, add_defects
+from sgpn_data.defects import BGR_LUMA, DefectOptions, add_defects
 
 RESIZE_KERNELS = {
     "area": cv2.INTER_AREA,
@@ -31,7 +30,6 @@ RESIZE_KERNELS = {
 }
 # From this kernel size on, spectra are quicker than sums: measured, twice as quick at 512 px and three times at 256.
 FOURIER_FROM = 13
-BGR_LUMA = np.array(LUMA[::-1], np.float32)
 
 Kernel = Literal["area", "linear", "cubic", "lanczos"]
 Kernels = Annotated[
