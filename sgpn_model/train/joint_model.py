@@ -52,7 +52,7 @@ class JointOptions(TrainOptions):
     losses: Annotated[
         dict[str, Loss], SWITCHABLE, Field(min_length=1), Told("a mapping such as {pixel: {type: L1Loss}}")
     ]
-    """Name -> the image losses that make up L_rec; each takes (output, truth)."""
+    """Name -> the image losses that make up L_rec; each takes (output, truth), and by keyword what its ``inputs`` name of a batch."""
     gan: GanOptions | None = GanOptions()
     """The adversarial loss; ~ leaves it out."""
     landmark_weight: Amount = 100.0
@@ -224,7 +224,10 @@ class SGPNModel(TrainingModel):
             shape = self._input_shape()
         output = self._restore(self.networks["network_g"], shape)
         compared = self._as_stored(output), self._as_stored(truth)
-        parts = {name: loss(*compared) for name, loss in self.image_losses.items()}
+        parts = {
+            name: loss(*compared, **{key: self.batch[key] for key in getattr(loss, "inputs", ())})
+            for name, loss in self.image_losses.items()
+        }
         parts.update(self._shape_losses(output, shape, step))
         if adversarial:
             chosen, count = self._examples()

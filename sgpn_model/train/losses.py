@@ -1,8 +1,11 @@
 """The losses: reconstruction, perceptual, adversarial, 3D landmark and mesh (the paper's), and those that fit the shape."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import roi_align
 
 from sgpn_arch.face3d.shape_prior import Mesh
 from sgpn_arch.ranges import Amount, Count
@@ -14,6 +17,9 @@ from sgpn_model.train.perceptual import MobileNetFeatures
 POSE_AND_LIGHT = 3 + 27 + 3  # coefficients of angles, lighting and translation
 # On iBUG-68 points: the outer corners of the two eyes, whose distance is the inter-ocular distance.
 OUTER_EYE_CORNERS = (36, 45)
+# The two eyes and the mouth: the first of their points, the one after the last, and the side of a square window around them as
+# a multiple of the points' larger extent.
+COMPONENTS = ((36, 42, 1.6), (42, 48, 1.6), (48, 68, 1.3))
 
 
 @LOSS_REGISTRY.register()
@@ -39,6 +45,48 @@ class GridLoss(nn.Module):
         phases = F.pixel_unshuffle(pred - target, self.period)
         phases = F.avg_pool2d(phases, self.window, stride=max(1, self.window // 2)).unflatten(1, (-1, self.period**2))
         return self.loss_weight * (phases - phases.mean(dim=2, keepdim=True)).abs().mean()
+
+
+@LOSS_REGISTRY.register()
+class FacialComponentLoss(nn.Module):
+    """Mean absolute difference of windows around the eyes and the mouth, and of the windows' averages over squares.
+
+    These windows are a tenth of the picture, and what a viewer looks at. The averages are for colour: over squares of half an
+    iris, its pixels' detail, which cannot be known, weighs little. GFP-GAN cuts out the same parts for discriminators of
+    their own (Wang et al. 2021, section 3.4); this loss on them is a choice of ours.
+
+    Args:
+        loss_weight: factor. size: pixels of a window's side after it is resampled. square: side of the squares, of these pixels.
+    """
+
+    #: Further entries of a batch that ``forward`` takes by keyword.
+    inputs: Sequence[str] = ("landmarks68",)
+
+    def __init__(self, loss_weight: Amount = 1.0, size: Count = 64, square: Count = 8):
+        super().__init__()
+        self.loss_weight, self.size, self.square = loss_weight, size, square
+
+    def forward(self, pred: Tensor, target: Tensor, landmarks68: Tensor) -> Tensor:
+        """(N, C, H, W) twice, and landmarks (N, 68, 2) in OpenCV pixels -> scalar. Faces with unknown (NaN) ones do not count."""
+        boxes = [
+            torch.cat([number.expand(1), *_window(face[first:end], margin)])
+            for number, face in zip(torch.arange(len(pred)).to(landmarks68), landmarks68, strict=True)
+            if torch.isfinite(face).all()
+            for first, end, margin in COMPONENTS
+        ]
+        if not boxes:
+            return pred.sum() * 0
+        rois = torch.stack(boxes).to(pred)
+        parts, wanted = (roi_align(image, rois, self.size, aligned=True) for image in (pred, target))
+        averaged = F.avg_pool2d(parts, self.square), F.avg_pool2d(wanted, self.square)
+        return self.loss_weight * (F.l1_loss(parts, wanted) + F.l1_loss(*averaged))
+
+
+def _window(points: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    """The upper left and the lower right corner of the square around points (K, 2), where a pixel's centre lies at 0.5."""
+    least, most = points.amin(0) + 0.5, points.amax(0) + 0.5
+    half = (most - least).max() * margin / 2
+    return (least + most) / 2 - half, (least + most) / 2 + half
 
 
 @LOSS_REGISTRY.register()
