@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from oracles import masks as oracle
@@ -46,13 +46,15 @@ class TestMasks:
 
     @settings(deadline=None, max_examples=15)
     @given(st.integers(0, 2**31), st.sampled_from([32, 64, 256]), st.floats(0, 1))
+    @example(5062412, 32, 0.0)  # a gap narrower than a small pixel is half open in the large mask and filled in the small one
     def test_every_size_shows_the_same_mask(self, seed, size, probability):
-        """Brushes grow with the picture: a large mask, shrunk, is the small one up to the pixels along its edge."""
+        """Brushes grow with the picture: a large mask, shrunk, is the small one up to the pixels along their edges."""
         draw = masks.BrushMasks(shape_probability=probability)
         large, small = draw(512, generator(seed)), draw(size, generator(seed))
         shrunk = cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA) / 255
         edge = cv2.morphologyEx(small, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
-        assert np.abs(shrunk - small / 255)[~edge].max(initial=0) < 0.5
+        edge |= (shrunk > 0) & (shrunk < 1)
+        assert (shrunk == small / 255)[~edge].all()
         assert np.abs(shrunk - small / 255).mean() < 6 / size
 
     def test_width_and_direction_vary_along_a_stroke(self):
