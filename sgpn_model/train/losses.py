@@ -51,7 +51,7 @@ class GridLoss(nn.Module):
 class FacialComponentLoss(nn.Module):
     """Mean absolute difference of windows around the eyes and the mouth, and of the windows' averages over squares.
 
-    These windows are a tenth of the picture, and what a viewer looks at. The averages are for colour: over squares of half an
+    These windows are an eighth of the picture, and what a viewer looks at. The averages are for colour: over squares of half an
     iris, its pixels' detail, which cannot be known, weighs little. GFP-GAN cuts out the same parts for discriminators of
     their own (Wang et al. 2021, section 3.4); this loss on them is a choice of ours.
 

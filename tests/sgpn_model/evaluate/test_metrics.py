@@ -8,6 +8,7 @@ import sys
 import types
 from pathlib import Path
 
+import cv2
 import lpips
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from sgpn_model.evaluate import metrics
 from sgpn_model.evaluate.metrics import (
     MetricUnavailable,
     arcface_crops,
+    eye_colour,
     frechet_distance,
     frechet_mnv2,
     niqe,
@@ -166,6 +168,52 @@ class TestLandmarkError:
         truth = torch.rand(2, 68, 2, generator=torch.Generator().manual_seed(0))
         truth[1] = torch.nan
         assert torch.isnan(landmark_error(torch.zeros(2, 68, 2), truth)).tolist() == [False, True]
+
+
+class TestEyeColour:
+    POINTS = np.full((68, 2), 5.0)
+    POINTS[36:42] = [[10, 20], [15, 15], [25, 15], [30, 20], [25, 25], [15, 25]]
+    POINTS[42:48] = [[40, 20], [45, 15], [55, 15], [60, 20], [55, 25], [45, 25]]
+
+    @staticmethod
+    def face(iris, other, around=230, x=20):
+        """(1, 3, 40, 70): grey, with an iris of 9 pixels' radius at x in the one eye, and at 30 px from it in the other."""
+        picture = np.full((40, 70, 3), around, np.uint8)
+        for centre, colour in ((x, iris), (x + 30, other)):
+            cv2.circle(picture, (centre, 20), 9, colour, -1)
+        return tensor(picture)
+
+    def score(self, image, truth, points=POINTS):
+        return eye_colour()(image, truth, torch.from_numpy(points)[None])[0]
+
+    def test_of_greys_is_the_formulas_lightness_term(self):
+        """CIEDE2000 of greys is the difference of L* over 1 + 0.015 (mean - 50)^2 / root(20 + (mean - 50)^2)."""
+        wanted = []
+        for grey in (60, 90):
+            linear = [((value / 255 + 0.055) / 1.055) ** 2.4 for value in (grey, 30)]
+            one, other = (116 * value ** (1 / 3) - 16 for value in linear)
+            middle = ((one + other) / 2 - 50) ** 2
+            wanted.append(abs(one - other) / (1 + 0.015 * middle / np.sqrt(20 + middle)))
+        image, truth = self.face((60,) * 3, (90,) * 3), self.face((30,) * 3, (30,) * 3)
+        assert self.score(image, truth) == pytest.approx(np.mean(wanted), rel=2e-3)
+
+    def test_only_the_irises_count(self):
+        brown, blue = (80, 50, 30), (90, 110, 140)
+        truth = self.face(brown, brown)
+        assert self.score(truth, truth) == 0
+        assert self.score(self.face(brown, brown, around=180), truth) < 0.1 * self.score(self.face(blue, brown), truth)
+        assert 20 < self.score(self.face(blue, blue), truth) < 50
+
+    def test_looks_where_the_true_eyes_look(self):
+        """Irises at the side of the eyes: what differs is found there, not in the middle."""
+        brown, blue = (80, 50, 30), (90, 110, 140)
+        aside = self.face(brown, brown, x=13)
+        assert self.score(self.face(blue, blue, x=13), aside) > 15
+
+    def test_is_nan_without_landmarks_and_for_eyes_outside_the_picture(self):
+        truth = self.face((80, 50, 30), (80, 50, 30))
+        assert math.isnan(self.score(truth, truth, np.full((68, 2), np.nan)))
+        assert math.isnan(self.score(truth, truth, self.POINTS + 500))
 
 
 class TestRenderingError:

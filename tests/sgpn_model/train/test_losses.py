@@ -22,6 +22,8 @@ from sgpn_data.tensors import to_images
 from sgpn_model.config.registries import fill_registries
 from sgpn_model.train.joint_model import SGPNModel
 from sgpn_model.train.losses import (
+    COMPONENTS,
+    FacialComponentLoss,
     GridLoss,
     MobileNetPerceptualLoss,
     coefficient_prior,
@@ -604,6 +606,72 @@ class TestFaceRegion:
 
 
 # -- Grids ------------------------------------------------------------------------------------------------------------
+
+
+def component_points(corners, sides):
+    """68 landmarks (1, 68, 2) float64 whose windows around both eyes and the mouth are squares of pixels: corners (x, y), sides."""
+    points = torch.full((1, 68, 2), 1.0, dtype=torch.float64)
+    for (first, end, margin), corner, side in zip(COMPONENTS, corners, sides, strict=True):
+        middle = torch.tensor(corner, dtype=torch.float64) + side / 2 - 0.5
+        points[0, first:end] = middle
+        extent = side / margin * (1 - 1e-9)  # rounded up, a pixel would be sampled twice
+        points[0, first, 0] -= extent / 2
+        points[0, end - 1, 0] += extent / 2
+    return points
+
+
+class TestFacialComponentLoss:
+    CORNERS, SIDES = ((3, 10), (30, 4), (20, 40)), (16, 32, 16)
+    POINTS = component_points(CORNERS, SIDES)
+
+    def test_is_the_difference_of_three_windows_and_of_their_averages(self):
+        """Windows of 16 pixels are themselves at size 16, one of 32 is averaged down; squares are of 4 x 4."""
+        pred, target = random(1, 3, 64, 64), random(1, 3, 64, 64, seed=1)
+        windows = []
+        for picture in (pred, target):
+            cut = [picture[:, :, y : y + n, x : x + n] for (x, y), n in zip(self.CORNERS, self.SIDES, strict=True)]
+            windows.append(np.concatenate([oracle.block_means(part, part.shape[2] // 16) for part in cut]))
+        wanted = oracle.l1(*windows) + oracle.l1(*(oracle.block_means(part, 4) for part in windows))
+        loss = FacialComponentLoss(2.0, size=16, square=4)
+        assert loss(pred, target, self.POINTS).item() == pytest.approx(2 * wanted, rel=1e-6)
+
+    def test_only_the_windows_of_faces_with_landmarks_learn(self):
+        target = random(2, 3, 64, 64)
+        pred = (target + 0.5).requires_grad_()
+        points = torch.cat([torch.full_like(self.POINTS, torch.nan), self.POINTS])
+        loss = FacialComponentLoss(size=16, square=4)(pred, target, points)
+        alone = FacialComponentLoss(size=16, square=4)(pred[1:], target[1:], self.POINTS)
+        assert loss.item() == pytest.approx(alone.item())
+        loss.backward()
+        inside = torch.zeros(64, 64, dtype=torch.bool)
+        for (x, y), side in zip(self.CORNERS, self.SIDES, strict=True):
+            inside[y : y + side, x : x + side] = True
+        assert pred.grad[0].abs().max() == 0
+        assert torch.equal((pred.grad[1].abs() > 1e-6).any(0), inside)
+
+    def test_a_batch_without_landmarks_costs_nothing_and_has_a_gradient(self):
+        pred = random(1, 3, 64, 64).requires_grad_()
+        loss = FacialComponentLoss()(pred, random(1, 3, 64, 64, seed=1), torch.full((1, 68, 2), torch.nan))
+        loss.backward()
+        assert loss.item() == 0 and pred.grad.abs().max() == 0
+
+    def test_an_iris_of_another_colour_counts_more_than_texture_as_strong(self):
+        target = random(1, 3, 64, 64)
+        loss = FacialComponentLoss(size=16, square=4)
+        noise = torch.randint(0, 2, target.shape, generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+        assert loss(target + 0.1, target, self.POINTS) > 1.5 * loss(target + 0.1 * noise, target, self.POINTS)
+
+    def test_the_joint_stage_gives_it_the_batchs_landmarks(self, batch):
+        model = joint_stage(losses={"components": {"type": "FacialComponentLoss", "loss_weight": 3.0}})
+        model.feed_data(batch)
+        seen = []
+        model.image_losses["components"].register_forward_hook(
+            lambda _, given, named, value: seen.append((named, value)), with_kwargs=True
+        )
+        model.optimize_parameters(0)
+        named, value = seen[0]
+        assert list(named) == ["landmarks68"] and named["landmarks68"] is model.batch["landmarks68"]
+        assert model.log["l_components"] == pytest.approx(value.item())
 
 
 class TestGridLoss:
