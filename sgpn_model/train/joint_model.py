@@ -52,7 +52,7 @@ class JointOptions(TrainOptions):
     losses: Annotated[
         dict[str, Loss], SWITCHABLE, Field(min_length=1), Told("a mapping such as {pixel: {type: L1Loss}}")
     ]
-    """Name -> the image losses that make up L_rec; each takes (output, truth), and by keyword what its ``inputs`` name of a batch."""
+    """Name -> the image losses that make up L_rec; each takes (output, truth), and by keyword what its ``inputs`` name."""
     gan: GanOptions | None = GanOptions()
     """The adversarial loss; ~ leaves it out."""
     landmark_weight: Amount = 100.0

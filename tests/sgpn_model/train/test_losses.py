@@ -609,7 +609,7 @@ class TestFaceRegion:
 
 
 def component_points(corners, sides):
-    """68 landmarks (1, 68, 2) float64 whose windows around both eyes and the mouth are squares of pixels: corners (x, y), sides."""
+    """68 landmarks (1, 68, 2) float64 whose windows are squares of pixels, with these corners (x, y) and sides."""
     points = torch.full((1, 68, 2), 1.0, dtype=torch.float64)
     for (first, end, margin), corner, side in zip(COMPONENTS, corners, sides, strict=True):
         middle = torch.tensor(corner, dtype=torch.float64) + side / 2 - 0.5
