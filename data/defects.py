@@ -216,7 +216,7 @@ def halftone(image: np.ndarray, pitch: float, blur: float, angle: float) -> np.n
     height, width = image.shape[:2]
     y, x = (np.mgrid[: FINER * height, : FINER * width].astype(np.float32) + 0.5) / FINER - 0.5
     # Whole pitches repeat the samples of a period: where these lie symmetrically about the dots, many have one value, all of
-    # which a level takes or leaves together. A screen that is moved a little has no such ties.
+    # which a level takes or leaves together. A screen that is moved a little has far fewer ties.
     y, x = y + np.float32(0.04), x + np.float32(0.09)
     phases = np.cos(np.linspace(0, np.pi, 400))
     quantiles = np.sort((phases[:, None] + phases).ravel())[::100]

@@ -1,4 +1,4 @@
-"""Free-form brush masks for inpainting: strokes of varying width and direction, ellipses and rectangles.
+"""Free-form brush masks for inpainting: strokes of varying width and direction, ellipses and rectangles; hulls of points.
 
 A mask is uint8 (S, S): 255 (white) is the hole, 0 the picture. Everything is drawn in parts of the picture's side, so the
 same seed gives the same mask at every size. Free-form masks are those of Yu et al. (Free-Form Image Inpainting with Gated
@@ -116,6 +116,12 @@ def draw(distance: np.ndarray, size: int, area: float) -> np.ndarray:
         return np.zeros((size, size), np.uint8)
     edge = np.partition(field, count - 1, axis=None)[count - 1]
     return (field <= edge) * np.uint8(HOLE)
+
+
+def hull_mask(points: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The convex hull of points (K, 2) in OpenCV pixels, float32 (H, W): 1 in it and on its edge, 0 elsewhere."""
+    mask = np.zeros(shape, np.float32)
+    return cv2.fillConvexPoly(mask, cv2.convexHull(np.rint(points).astype(np.int32)), 1.0)
 
 
 def painted_area(distance: np.ndarray) -> float:

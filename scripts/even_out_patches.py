@@ -14,7 +14,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from judge_levels import LEVELS, test_set
@@ -22,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sgpn_arch.ranges import Count
+from sgpn_data.masks import hull_mask
 from sgpn_model.cli.arguments import add_data, typed
 from sgpn_model.config.registries import fill_registries
 from sgpn_model.train.initialise import WITHIN
@@ -69,10 +69,8 @@ class Sums:
 
 def region(landmarks: Tensor, size: int) -> Tensor:
     """(68, 2) -> (size, size): 1 on the eyes and the mouth."""
-    drawn = np.zeros((size, size), np.float32)
-    for part in (slice(36, 42), slice(42, 48), slice(48, 60)):
-        cv2.fillConvexPoly(drawn, cv2.convexHull(landmarks[part].round().int().numpy()), 1.0)
-    return torch.from_numpy(drawn)
+    parts = (slice(36, 42), slice(42, 48), slice(48, 60))
+    return torch.from_numpy(np.max([hull_mask(landmarks[part].numpy(), (size, size)) for part in parts], axis=0))
 
 
 @torch.no_grad()

@@ -60,7 +60,7 @@ train options/train/sgpn_open_512.yml name=sgpn_open_512_even train.total_iter=1
     "path.pretrain_network_g=$before" "path.pretrain_network_shape=$before" train.train_shape=false train.mesh_weight=0 "${harder[@]}" \
     train.gan.loss_weight=0.006 "train.losses.grid={type: GridLoss, loss_weight: 20}"
 [ -f "$even" ] || python "$here/even_out_patches.py" "$(newest sgpn_open_512_even)" --data "${faces[@]}" -o "$even"
-# Brown eyes came out blue or grey. Eyes and mouth count more once, and the person somewhat more; then the grid again.
+# Brown eyes came out blue or grey. In one more pass, eyes and mouth count more, and the person somewhat more; then the grid again.
 train options/train/sgpn_open_512.yml name=sgpn_open_512_eyes train.total_iter=1500 train.optim_g.lr=4.0e-3 path.grow_from=~ \
     "path.pretrain_network_g=$even" "path.pretrain_network_shape=$even" train.train_shape=false train.mesh_weight=0 "${harder[@]}" \
     train.gan.loss_weight=0.006 "train.losses.grid={type: GridLoss, loss_weight: 20}" \

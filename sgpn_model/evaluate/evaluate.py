@@ -35,7 +35,7 @@ from sgpn_model.evaluate.report import (
     write_report,
 )
 from sgpn_model.restore.restorer import FaceRestorer, RestoredFace
-from sgpn_model.train.batches import build_dataset, evaluation_batches
+from sgpn_model.train.batches import asked_for, build_dataset, evaluation_batches
 from sgpn_model.train.losses import landmark_error
 from sgpn_model.weights.pretrained import find_weights, load_networks
 
@@ -408,7 +408,7 @@ class _Scorer:
         for name in self._columns(row)[:-1]:
             metric = self.of_faces[name]
             reference = (batch["hq"],) if getattr(metric, "needs_reference", True) else ()
-            values[name] = metric(images, *reference, **{key: batch[key] for key in getattr(metric, "inputs", ())})
+            values[name] = metric(images, *reference, **asked_for(metric, batch, f"metrics: {name}"))
         landmarks = _landmarks(self.judge, images, batch["points5"])
         values[LANDMARK_ERROR] = landmark_error(landmarks, batch["landmarks68"]).tolist()
         return values

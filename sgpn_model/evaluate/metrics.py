@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from sgpn_arch.errors import UserError
 from sgpn_arch.files import package_folder
 from sgpn_arch.registry import METRIC_REGISTRY
 from sgpn_data.alignment import TEMPLATES, similarity_transform, warp
+from sgpn_data.masks import hull_mask
 from sgpn_data.tensors import to_images, to_tensor
 from sgpn_model.train.perceptual import TAPS, MobileNetFeatures
 from sgpn_model.weights.catalogue import CatalogueError, find_entry, find_file, problem_of
@@ -499,8 +499,8 @@ class eye_colour(Metric):
     """Colour difference (CIEDE2000) of the irises of the restored and the true face, averaged over both eyes.
 
     An iris is the darker half of what the eye's six points enclose in the true picture, wherever the eye looks; pupil and
-    lashes are in it, too. The mean CIELAB colours of these pixels are compared: a difference of 1 can just be seen. (A
-    choice of ours.)
+    lashes are in it, too. An eye as light all over counts whole. The mean CIELAB colours of these pixels are compared: a
+    difference of 1 can just be seen. (A choice of ours.)
     """
 
     higher_is_better = False
@@ -508,7 +508,7 @@ class eye_colour(Metric):
 
     def forward(self, pred: Tensor, target: Tensor, landmarks68: Tensor) -> list[float]:
         """(N, 3, H, W) twice, RGB in [-1, 1], and the true landmarks (N, 68, 2) -> one value per picture; NaN without them."""
-        triples = zip(to_images(pred.clamp(-1, 1)), to_images(target), landmarks68.cpu().numpy(), strict=True)
+        triples = zip(to_images(pred), to_images(target), landmarks68.cpu().numpy(), strict=True)
         return [self._value(*triple) for triple in triples]
 
     def _value(self, image: np.ndarray, truth: np.ndarray, points: np.ndarray) -> float:
@@ -519,11 +519,10 @@ class eye_colour(Metric):
         one, other = (rgb2lab(picture[:, :, ::-1]) for picture in (image, truth))
         differences = []
         for eye in (points[36:42], points[42:48]):
-            inside = np.zeros(truth.shape[:2], np.uint8)
-            cv2.fillConvexPoly(inside, cv2.convexHull(np.rint(eye).astype(np.int32)), 1)
-            light = np.where(inside, other[:, :, 0], np.inf)
-            iris = light <= np.median(light[inside > 0]) if inside.any() else inside > 0
-            if iris.any():
+            inside = hull_mask(eye, truth.shape[:2]) > 0
+            if inside.any():
+                light = other[:, :, 0]
+                iris = inside & (light <= np.median(light[inside]))
                 differences.append(deltaE_ciede2000(one[iris].mean(axis=0), other[iris].mean(axis=0)))
         return float(np.mean(differences)) if differences else float("nan")
 

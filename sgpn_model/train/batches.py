@@ -4,7 +4,7 @@ import itertools
 import math
 import random
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import cv2
@@ -16,6 +16,22 @@ from sgpn_arch.by_name import check_plugin
 from sgpn_arch.errors import OptionError
 from sgpn_arch.registry import DATASET_REGISTRY
 from sgpn_data.face_dataset import LoaderOptions
+
+
+def asked_for(part: Any, batch: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What a loss or a metric asks for of a batch by its attribute ``inputs``.
+
+    Raises:
+        OptionError: the batch lacks some of it; ``where`` is the part's key in the option file.
+    """
+    names = getattr(part, "inputs", ())
+    lacking = [name for name in names if name not in batch]
+    if lacking:
+        raise OptionError(
+            f"{where}: {type(part).__name__} needs {', '.join(lacking)}, which the dataset's items lack; "
+            f"they have {', '.join(batch)}"
+        )
+    return {name: batch[name] for name in names}
 
 
 class SizedDataset(Dataset):

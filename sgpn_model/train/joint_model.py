@@ -19,6 +19,7 @@ from sgpn_arch.schema import SWITCHABLE, Options
 from sgpn_data.pasting import render_into_hole
 from sgpn_model.config.registries import build_metric
 from sgpn_model.config.sections import Loss
+from sgpn_model.train.batches import asked_for
 from sgpn_model.train.initialise import grow, initialise_from_prior, start_from_input
 from sgpn_model.train.losses import (
     landmark_error,
@@ -208,6 +209,8 @@ class SGPNModel(TrainingModel):
             self.batch[key] = F.interpolate(self.batch[key], size=self.size, mode="area")
         for key in ("points5", "landmarks68"):
             self.batch[key] = (self.batch[key] + 0.5) * (self.size / given) - 0.5
+        if "mask" in self.batch:
+            self.batch["mask"] = F.adaptive_max_pool2d(self.batch["mask"], self.size)
 
     def optimize_parameters(self, step: int) -> None:
         """One step of generator and regressor, then one of the discriminator."""
@@ -225,7 +228,7 @@ class SGPNModel(TrainingModel):
         output = self._restore(self.networks["network_g"], shape)
         compared = self._as_stored(output), self._as_stored(truth)
         parts = {
-            name: loss(*compared, **{key: self.batch[key] for key in getattr(loss, "inputs", ())})
+            name: loss(*compared, **asked_for(loss, self.batch, f"train.losses.{name}"))
             for name, loss in self.image_losses.items()
         }
         parts.update(self._shape_losses(output, shape, step))
@@ -272,7 +275,7 @@ class SGPNModel(TrainingModel):
 
     def _draw_into_holes(self, shape: ShapeResult) -> None:
         """Puts the rendering into the holes of the degraded photos, once it is known."""
-        masks = F.adaptive_max_pool2d(self.batch["mask"], self.size)[:, 0].cpu().numpy()
+        masks = self.batch["mask"][:, 0].cpu().numpy()
         for number, mask in enumerate(masks):
             if not mask.any():
                 continue

@@ -51,12 +51,16 @@ class GridLoss(nn.Module):
 class FacialComponentLoss(nn.Module):
     """Mean absolute difference of windows around the eyes and the mouth, and of the windows' averages over squares.
 
-    These windows are an eighth of the picture, and what a viewer looks at. The averages are for colour: over squares of half an
-    iris, its pixels' detail, which cannot be known, weighs little. GFP-GAN cuts out the same parts for discriminators of
-    their own (Wang et al. 2021, section 3.4); this loss on them is a choice of ours.
+    These windows are about a seventh of the picture, and what a viewer looks at. The averages are for colour: over squares of
+    half an iris, its pixels' detail, which cannot be known, weighs little. GFP-GAN cuts out the same parts for discriminators
+    of their own (Wang et al. 2021, section 3.5); this loss on them is a choice of ours. It is 0 for photos without known
+    landmarks.
 
     Args:
-        loss_weight: factor. size: pixels of a window's side after it is resampled. square: side of the squares, of these pixels.
+        loss_weight: factor. size: pixels of a window's side after it is resampled. square: side of the squares, in these pixels.
+
+    Raises:
+        ValueError: the size is no multiple of the square.
     """
 
     #: Further entries of a batch that ``forward`` takes by keyword.
@@ -64,6 +68,8 @@ class FacialComponentLoss(nn.Module):
 
     def __init__(self, loss_weight: Amount = 1.0, size: Count = 64, square: Count = 8):
         super().__init__()
+        if size % square:
+            raise ValueError(f"size: is {size}, which is no multiple of square, {square}")
         self.loss_weight, self.size, self.square = loss_weight, size, square
 
     def forward(self, pred: Tensor, target: Tensor, landmarks68: Tensor) -> Tensor:

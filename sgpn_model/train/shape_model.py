@@ -1,6 +1,5 @@
 """ShapeModel, the stage that trains the coefficient regressor: on renderings with known coefficients, then on photos."""
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from sgpn_arch.face3d.shape_prior import ShapePrior
 from sgpn_arch.ranges import Amount, Fraction, Whole
 from sgpn_arch.registry import MODEL_REGISTRY
 from sgpn_arch.schema import Options
+from sgpn_data.masks import hull_mask
 from sgpn_model.train.losses import (
     coefficient_prior,
     landmark_error,
@@ -38,7 +38,7 @@ def face_region(landmarks: Tensor, size: int) -> Tensor:
             continue
         rise = 0.6 * (points[17:27].mean(0) - points[27:36].mean(0))
         outline = np.concatenate([points, points[17:27] + rise])
-        cv2.fillConvexPoly(mask[0], cv2.convexHull(outline.round().astype(np.int32)), 1.0)
+        mask[0] = hull_mask(outline, (size, size))
     return torch.from_numpy(masks).to(landmarks.device)
 
 

@@ -102,6 +102,14 @@ class TestPieces:
         assert not masks.draw(x, 64, 0.0).any() and masks.draw(x, 64, 1.0).all()
 
 
+def test_a_hull_covers_what_lies_between_its_points():
+    corners = np.array([[2.4, 1.0], [6.0, 1.0], [2.0, 5.0], [4.0, 2.0]])  # the last lies inside
+    y, x = np.mgrid[:8, :10]
+    wanted = (x >= 2) & (y >= 1) & ((x - 2) + (y - 1) <= 4)
+    np.testing.assert_array_equal(masks.hull_mask(corners, (8, 10)), wanted.astype(np.float32))
+    assert not masks.hull_mask(corners + 50, (8, 10)).any()
+
+
 class TestOptions:
     @pytest.mark.parametrize(
         "key, value",

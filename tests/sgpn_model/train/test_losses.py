@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from oracles import losses as oracle
 from oracles import metrics as scores
+from sgpn_arch.errors import OptionError
 from sgpn_arch.face3d.crop224 import warp_affine
 from sgpn_arch.face3d.morphable_model import MorphableModel
 from sgpn_arch.face3d.shape_prior import Mesh
@@ -615,8 +616,9 @@ def component_points(corners, sides):
         middle = torch.tensor(corner, dtype=torch.float64) + side / 2 - 0.5
         points[0, first:end] = middle
         extent = side / margin * (1 - 1e-9)  # rounded up, a pixel would be sampled twice
-        points[0, first, 0] -= extent / 2
-        points[0, end - 1, 0] += extent / 2
+        axis = 1 if first == 42 else 0  # the second eye is taller than wide
+        points[0, first, axis] -= extent / 2
+        points[0, first + 1 : end, axis] += extent / 2
     return points
 
 
@@ -649,6 +651,10 @@ class TestFacialComponentLoss:
         assert pred.grad[0].abs().max() == 0
         assert torch.equal((pred.grad[1].abs() > 1e-6).any(0), inside)
 
+    def test_a_window_is_a_whole_number_of_squares(self):
+        with pytest.raises(ValueError, match="size: is 10, which is no multiple of square, 8"):
+            FacialComponentLoss(size=10, square=8)
+
     def test_a_batch_without_landmarks_costs_nothing_and_has_a_gradient(self):
         pred = random(1, 3, 64, 64).requires_grad_()
         loss = FacialComponentLoss()(pred, random(1, 3, 64, 64, seed=1), torch.full((1, 68, 2), torch.nan))
@@ -672,6 +678,15 @@ class TestFacialComponentLoss:
         named, value = seen[0]
         assert list(named) == ["landmarks68"] and named["landmarks68"] is model.batch["landmarks68"]
         assert model.log["l_components"] == pytest.approx(value.item())
+
+    def test_an_entry_that_the_batch_lacks_is_named(self, batch):
+        model = joint_stage(losses={"components": {"type": "FacialComponentLoss"}})
+        model.image_losses["components"].inputs = ("landmarks68", "hair")
+        model.feed_data(batch)
+        with pytest.raises(
+            OptionError, match=r"train\.losses\.components: FacialComponentLoss needs hair, which .* lq"
+        ):
+            model.optimize_parameters(0)
 
 
 class TestGridLoss:

@@ -125,6 +125,16 @@ def test_the_generator_is_given_the_rendering(faces, tmp_path):
     assert torch.allclose(given[0][beside], before[0][beside], atol=2 / 255)  # which came as whole grey levels
 
 
+def test_a_network_smaller_than_the_pictures_gets_the_hole_at_its_size(faces, tmp_path):
+    options = read_options(OPTIONS / "task" / "inpaint.yml", tiny(faces, tmp_path))[0]
+    model = SGPNModel(options, torch.device("cpu"))
+    item = build_dataset({**options["datasets"]["val"], "size": 2 * SIZE}, "val")[0]
+    batch = {key: item[key][None] for key in ("lq", "hq", "points5", "landmarks68", "mask")}
+    model.feed_data(batch)
+    blocks = item["mask"][0].reshape(SIZE, 2, SIZE, 2)
+    assert torch.equal(model.batch["mask"][0, 0], blocks.amax(dim=(1, 3))) and 0 < blocks.mean() < 1
+
+
 @pytest.mark.parametrize("task", ["sr_x16", "inpaint"])
 def test_trains_a_step_and_writes_what_it_was_trained_for(task, faces, tmp_path):
     experiment = train.run(str(OPTIONS / "task" / f"{task}.yml"), tiny(faces, tmp_path))
