@@ -23,6 +23,7 @@ from scipy.interpolate import make_interp_spline
 from scipy.sparse.csgraph import connected_components, dijkstra
 from scipy.spatial import cKDTree
 
+from sgpn_arch.face3d.morphable_model import EYES
 from sgpn_arch.files import write_tensors
 
 OUTPUT = Path(__file__).resolve().parents[1] / "sgpn_arch" / "assets" / "open_face.safetensors"
@@ -1052,7 +1053,7 @@ def make_model(people: int, expressions: int, refine_above: float, seed: int) ->
     ears = find_ears(mesh, targets)
     landmarks = LandmarkFinder(mesh, mean, ears).run()
     painter = Painter(mesh, mean, landmarks, ears)
-    eyes = [mean[landmarks[group]].mean(0) for group in (slice(36, 42), slice(42, 48))]
+    eyes = [mean[landmarks[group]].mean(0) for group in EYES]
     scale = EYE_DISTANCE / np.linalg.norm(eyes[1] - eyes[0])
     return Model(
         shape_mean=scale * (mean - mean.mean(0)),

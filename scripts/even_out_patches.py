@@ -20,6 +20,7 @@ from judge_levels import LEVELS, test_set
 from torch import Tensor
 from torch.nn import functional as F
 
+from sgpn_arch.face3d.morphable_model import EYES
 from sgpn_arch.ranges import Count
 from sgpn_data.masks import hull_mask
 from sgpn_model.cli.arguments import add_data, typed
@@ -69,8 +70,8 @@ class Sums:
 
 def region(landmarks: Tensor, size: int) -> Tensor:
     """(68, 2) -> (size, size): 1 on the eyes and the mouth."""
-    parts = (slice(36, 42), slice(42, 48), slice(48, 60))
-    return torch.from_numpy(np.max([hull_mask(landmarks[part].numpy(), (size, size)) for part in parts], axis=0))
+    parts = [hull_mask(landmarks[part].numpy(), (size, size)) for part in (*EYES, slice(48, 60))]
+    return torch.from_numpy(np.max(parts, axis=0))
 
 
 @torch.no_grad()

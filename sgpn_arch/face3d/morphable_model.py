@@ -19,13 +19,17 @@ FACE_NORMALS = ("area", "unit")
 TENSORS = ("shape_mean", "tex_mean", *BASES, "triangles", "landmarks")
 
 
+# Of the 68 iBUG landmarks, the six points around each eye, from left to right in the image.
+EYES = (slice(36, 42), slice(42, 48))
+
+
 def five_points(landmarks68):
     """(..., 68, D) iBUG landmarks -> (..., 5, D): eye centres, nose tip, mouth corners, from left to right in the image.
 
     Of PyTorch or NumPy. An eye's centre is the mean of its six points.
     """
     points = landmarks68[..., [36, 42, 30, 48, 54], :]
-    points[..., 0, :], points[..., 1, :] = landmarks68[..., 36:42, :].mean(-2), landmarks68[..., 42:48, :].mean(-2)
+    points[..., 0, :], points[..., 1, :] = (landmarks68[..., eye, :].mean(-2) for eye in EYES)
     return points
 
 

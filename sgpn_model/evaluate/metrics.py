@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sgpn_arch.errors import UserError
+from sgpn_arch.face3d.morphable_model import EYES
 from sgpn_arch.files import package_folder
 from sgpn_arch.registry import METRIC_REGISTRY
 from sgpn_data.alignment import TEMPLATES, similarity_transform, warp
@@ -516,13 +517,12 @@ class eye_colour(Metric):
             return float("nan")
         from skimage.color import deltaE_ciede2000, rgb2lab
 
-        one, other = (rgb2lab(picture[:, :, ::-1]) for picture in (image, truth))
         differences = []
-        for eye in (points[36:42], points[42:48]):
-            inside = hull_mask(eye, truth.shape[:2]) > 0
+        for eye in EYES:
+            inside = hull_mask(points[eye], truth.shape[:2]) > 0
             if inside.any():
-                light = other[:, :, 0]
-                iris = inside & (light <= np.median(light[inside]))
+                one, other = (rgb2lab(picture[inside][:, ::-1]) for picture in (image, truth))
+                iris = other[:, 0] <= np.median(other[:, 0])
                 differences.append(deltaE_ciede2000(one[iris].mean(axis=0), other[iris].mean(axis=0)))
         return float(np.mean(differences)) if differences else float("nan")
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
+from sgpn_arch.face3d.morphable_model import EYES
 from sgpn_arch.face3d.shape_prior import Mesh
 from sgpn_arch.ranges import Amount, Count
 from sgpn_arch.registry import LOSS_REGISTRY
@@ -17,9 +18,8 @@ from sgpn_model.train.perceptual import MobileNetFeatures
 POSE_AND_LIGHT = 3 + 27 + 3  # coefficients of angles, lighting and translation
 # On iBUG-68 points: the outer corners of the two eyes, whose distance is the inter-ocular distance.
 OUTER_EYE_CORNERS = (36, 45)
-# The two eyes and the mouth: the first of their points, the one after the last, and the side of a square window around them as
-# a multiple of the points' larger extent.
-COMPONENTS = ((36, 42, 1.6), (42, 48, 1.6), (48, 68, 1.3))
+# The two eyes and the mouth: their points, and the side of a square window around them as a multiple of the larger extent.
+COMPONENTS = (*((eye, 1.6) for eye in EYES), (slice(48, 68), 1.3))
 
 
 @LOSS_REGISTRY.register()
@@ -74,25 +74,21 @@ class FacialComponentLoss(nn.Module):
 
     def forward(self, pred: Tensor, target: Tensor, landmarks68: Tensor) -> Tensor:
         """(N, C, H, W) twice, and landmarks (N, 68, 2) in OpenCV pixels -> scalar. Faces with unknown (NaN) ones do not count."""
-        boxes = [
-            torch.cat([number.expand(1), *_window(face[first:end], margin)])
-            for number, face in zip(torch.arange(len(pred)).to(landmarks68), landmarks68, strict=True)
-            if torch.isfinite(face).all()
-            for first, end, margin in COMPONENTS
-        ]
-        if not boxes:
+        known = torch.isfinite(landmarks68).all(dim=(1, 2))
+        if not known.any():
             return pred.sum() * 0
-        rois = torch.stack(boxes).to(pred)
-        parts, wanted = (roi_align(image, rois, self.size, aligned=True) for image in (pred, target))
+        pred, target, landmarks68 = pred[known], target[known], landmarks68[known].to(pred)
+        windows = [torch.stack([_window(face[part], margin) for part, margin in COMPONENTS]) for face in landmarks68]
+        parts, wanted = (roi_align(image, windows, self.size, aligned=True) for image in (pred, target))
         averaged = F.avg_pool2d(parts, self.square), F.avg_pool2d(wanted, self.square)
         return self.loss_weight * (F.l1_loss(parts, wanted) + F.l1_loss(*averaged))
 
 
-def _window(points: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-    """The upper left and the lower right corner of the square around points (K, 2), where a pixel's centre lies at 0.5."""
+def _window(points: Tensor, margin: float) -> Tensor:
+    """Left, top, right and bottom (4,) of the square around points (K, 2), where a pixel's centre lies at 0.5."""
     least, most = points.amin(0) + 0.5, points.amax(0) + 0.5
     half = (most - least).max() * margin / 2
-    return (least + most) / 2 - half, (least + most) / 2 + half
+    return torch.cat([(least + most) / 2 - half, (least + most) / 2 + half])
 
 
 @LOSS_REGISTRY.register()

@@ -46,9 +46,8 @@ class TestMasks:
 
     @settings(deadline=None, max_examples=15)
     @given(st.integers(0, 2**31), st.sampled_from([32, 64, 256]), st.floats(0, 1))
-    @example(
-        5062412, 32, 0.0
-    )  # a gap narrower than a small pixel is half open in the large mask and filled in the small one
+    # A gap narrower than a small pixel: half open in the large mask, filled in the small one.
+    @example(5062412, 32, 0.0)
     def test_every_size_shows_the_same_mask(self, seed, size, probability):
         """Brushes grow with the picture: a large mask, shrunk, is the small one up to the pixels along their edges."""
         draw = masks.BrushMasks(shape_probability=probability)

@@ -612,9 +612,10 @@ class TestFaceRegion:
 def component_points(corners, sides):
     """68 landmarks (1, 68, 2) float64 whose windows are squares of pixels, with these corners (x, y) and sides."""
     points = torch.full((1, 68, 2), 1.0, dtype=torch.float64)
-    for (first, end, margin), corner, side in zip(COMPONENTS, corners, sides, strict=True):
+    for (part, margin), corner, side in zip(COMPONENTS, corners, sides, strict=True):
+        first, end = part.start, part.stop
         middle = torch.tensor(corner, dtype=torch.float64) + side / 2 - 0.5
-        points[0, first:end] = middle
+        points[0, part] = middle
         extent = side / margin * (1 - 1e-9)  # rounded up, a pixel would be sampled twice
         axis = 1 if first == 42 else 0  # the second eye is taller than wide
         points[0, first, axis] -= extent / 2
